@@ -1,0 +1,15 @@
+"""Tell transformers' Auto classes about Baichuan-M1, so that nobody needs remote code."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .configuration_baichuan_m1 import BaichuanM1Config
+from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model
+
+
+def register() -> None:
+    """Idempotent."""
+    AutoConfig.register(BaichuanM1Config.model_type, BaichuanM1Config, exist_ok=True)
+    AutoModel.register(BaichuanM1Config, BaichuanM1Model, exist_ok=True)
+    AutoModelForCausalLM.register(BaichuanM1Config, BaichuanM1ForCausalLM, exist_ok=True)

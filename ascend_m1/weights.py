@@ -1,0 +1,88 @@
+"""A look at a checkpoint's files before anything is allocated: every tensor there, of the right shape, readable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .configuration_baichuan_m1 import BaichuanM1Config
+from .errors import CheckpointError, ConfigError
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_FETCH = "copy it again from the source"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ConfigError naming the file if it is missing or not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found: give a directory in the published format") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}): {_FETCH}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a JSON object: {_FETCH}")
+    return content
+
+
+def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> None:
+    """Compare the headers of a local directory's safetensors shards with what the config asks for.
+
+    A name that is not a local directory is left to transformers, and so is a checkpoint in another file format.
+
+    Raises:
+        ConfigError: config.json cannot be used.
+        CheckpointError: a shard is missing or corrupt, a tensor is missing or has another shape.
+    """
+    folder = Path(str(path))
+    if not folder.is_dir():
+        return
+    folder = folder / (kwargs.get("subfolder") or "")
+    config = kwargs.get("config")
+    if not isinstance(config, BaichuanM1Config):
+        config = BaichuanM1Config.from_dict(read_json(folder / "config.json"))
+    shapes = stored_shapes(folder)
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
+    prefix = getattr(model_class, "base_model_prefix", "")
+    for name, shape in expected.items():
+        found = shapes.get(name, shapes.get(f"{prefix}.{name}"))
+        if found is None:
+            raise CheckpointError(f"{folder}: tensor {name} is missing from its shards: {_FETCH}")
+        if found[0] != shape:
+            raise CheckpointError(
+                f"{found[1]}: tensor {name} has shape {list(found[0])}, config.json asks for {list(shape)}: "
+                "use the config.json and the weights of one checkpoint"
+            )
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
+    """Shape and file of every tensor in a directory's safetensors shards, from their headers alone."""
+    shards = _shards(folder)
+    shapes: dict[str, tuple[tuple[int, ...], Path]] = {}
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"{shard}: shard named by {_INDEX} not found: {_FETCH}")
+        try:
+            with safe_open(shard, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                    shapes[name] = (tuple(tensors.get_slice(name).get_shape()), shard)
+        except SafetensorError as error:
+            raise CheckpointError(f"{shard}: truncated or corrupt ({error}): {_FETCH}") from None
+    return shapes
+
+
+def _shards(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        weight_map = read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{folder / _INDEX}: no weight_map: {_FETCH}")
+        return sorted({folder / name for name in weight_map.values()})
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    raise CheckpointError(f"{folder}: no {_SINGLE} and no {_INDEX}: give a directory in the published format")

@@ -1,0 +1,31 @@
+"""Operators of Baichuan-M1: each folder holds one, with its formula, its reference and its kernels.
+
+B batch, T query tokens, S cached tokens, H query heads, KV key/value heads, D head_dim. ops/README.md is the catalogue.
+"""
+
+from .attention import Positions, attention, attention_reference, sdpa
+from .norm_head import inverse_row_norm, norm_head, norm_head_loss, norm_head_reference
+from .rms_norm import add_rms_norm, rms_norm, rms_norm_reference
+from .rope import apply_rope, rope_tables
+from .short_conv import short_conv, short_conv_reference, short_conv_step
+from .swiglu import swiglu
+
+__all__ = [
+    "Positions",
+    "add_rms_norm",
+    "apply_rope",
+    "attention",
+    "attention_reference",
+    "inverse_row_norm",
+    "norm_head",
+    "norm_head_loss",
+    "norm_head_reference",
+    "rms_norm",
+    "rms_norm_reference",
+    "rope_tables",
+    "sdpa",
+    "short_conv",
+    "short_conv_reference",
+    "short_conv_step",
+    "swiglu",
+]

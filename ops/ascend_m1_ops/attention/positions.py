@@ -1,0 +1,59 @@
+"""Which query sees which key, as data: the position and the document of each.
+
+Query i sees key j if and only if
+
+    0 <= position_j <= position_i,   position_i - position_j < window,   document_i == document_j
+
+so causality, sliding windows, padding, packed documents, and caches whose slots are in any order are one rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions of queries [batch, T] and keys [batch, S], int64; -1 marks a key that nobody sees.
+
+    ``query_document`` and ``key_document`` (same shapes, int64) separate packed documents; None: one document.
+    ``in_order``: keys are the queries themselves (T == S, self-attention without a cache), so that a key in a later
+    column is never visible. It only saves work.
+    """
+
+    query: Tensor
+    key: Tensor
+    query_document: Tensor | None = None
+    key_document: Tensor | None = None
+    in_order: bool = False
+    _whole: dict[int | None, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def mask(self, window: int | None, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """True where visible: [batch, 1, T, S], or the given rows and columns of it.
+
+        The whole mask is kept: the layers of one kind share it.
+        """
+        shape = (self.query.shape[1], self.key.shape[1])
+        if (rows.indices(shape[0])[:2], columns.indices(shape[1])[:2]) != ((0, shape[0]), (0, shape[1])):
+            return self._visible(window, rows, columns)
+        if window not in self._whole:
+            self._whole[window] = self._visible(window, rows, columns)
+        return self._whole[window]
+
+    def _visible(self, window: int | None, rows: slice, columns: slice) -> Tensor:
+        query, key = self.query[:, rows, None], self.key[:, None, columns]
+        visible = (key >= 0) & (key <= query)
+        if window is not None:
+            visible &= query - key < window
+        if self.query_document is not None and self.key_document is not None:
+            visible &= self.query_document[:, rows, None] == self.key_document[:, None, columns]
+        return visible.unsqueeze(1)
+
+    @staticmethod
+    def aligned(queries: int, keys: int, device: torch.device | str) -> Positions:
+        """The queries are the last ones of ``keys`` tokens in order: plain causal attention, batch 1 (broadcasts)."""
+        key = torch.arange(keys, device=device)
+        return Positions(key[keys - queries :].unsqueeze(0), key.unsqueeze(0))

@@ -1,0 +1,21 @@
+"""Attention in plain PyTorch: every score, one mask, one softmax."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .positions import Positions
+
+
+def attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, positions: Positions, *, window: int | None = None, scale: float | None = None
+) -> Tensor:
+    """See ``ascend_m1_ops.attention``; this is its definition. A query that sees no key gives zeros."""
+    group = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
+    visible = positions.mask(window)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0.0)
+    return torch.einsum("bhts,bshd->bthd", weights, v)

@@ -1,0 +1,49 @@
+"""Root-mean-square normalisation, alone and fused with the residual addition before it.
+
+    y = x / sqrt(mean(x²) + eps) · weight        the mean over the last dimension, in float32
+
+Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["add_rms_norm", "rms_norm", "rms_norm_reference"]
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The definition; low-precision x is normalised in float32."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normalised * weight.to(wide.dtype)).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise the last dimension.
+
+    Args:
+        x: [..., hidden].
+        weight: [hidden], dtype of x.
+        eps: added to the mean square.
+
+    Returns:
+        [..., hidden], dtype of x.
+    """
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Add the residual, then normalise.
+
+    Args:
+        x, residual: [..., hidden].
+        weight: [hidden].
+        eps: added to the mean square.
+
+    Returns:
+        The normalised sum and the sum itself (the next residual), each [..., hidden].
+    """
+    total = x + residual
+    return rms_norm(total, weight, eps), total
