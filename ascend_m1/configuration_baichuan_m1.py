@@ -106,11 +106,10 @@ class BaichuanM1Config(PretrainedConfig):
             if name != "rope_theta":
                 _require_positive_int(name, getattr(self, name))
         layers = self.sliding_window_layers or []
-        if len(set(layers)) != len(layers) or any(
-            not isinstance(i, int) or not 0 <= i < self.num_hidden_layers for i in layers
-        ):
+        known = range(self.num_hidden_layers)
+        if not isinstance(layers, list) or len(set(layers)) != len(layers) or any(i not in known for i in layers):
             raise ConfigError(
-                f"sliding_window_layers={layers}: give distinct layer indices below "
+                f"sliding_window_layers={layers!r}: give distinct layer indices below "
                 f"num_hidden_layers={self.num_hidden_layers}"
             )
         _require_heads(self.hidden_size, "num_attention_heads", self.num_attention_heads, self.num_key_value_heads)

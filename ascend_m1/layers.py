@@ -99,14 +99,16 @@ class BaichuanM1Attention(nn.Module):
     def convolve(self, kv: Tensor, layout: Layout, cache: M1Cache | None) -> Tensor:
         """Short convolution of raw k and v [batch, seq, 2, kv_heads, head_dim]."""
         taps = torch.stack([self.conv_k.view(-1, 2), self.conv_v.view(-1, 2)])
-        state = None if cache is None else cache.layers[self.layer_idx].conv_state(kv, layout)
-        if state is not None and kv.shape[1] == 1 and layout.real is None:
+        if cache is None:
+            state = kv.new_zeros(kv.shape[0], *kv.shape[2:])
+        else:
+            state = cache.layers[self.layer_idx].conv_state(kv, layout)
+        kv = layout.close_gaps(kv, state)
+        if layout.document is not None:  # packed documents all start afresh
+            state = kv.new_zeros(layout.cu_seqlens.shape[0] - 1, *kv.shape[2:])
+        elif kv.shape[1] == 1:
             return short_conv_step(kv[:, 0], taps, state)[0].unsqueeze(1)
-        sequences = layout.cu_seqlens.shape[0] - 1
-        if state is None or sequences != kv.shape[0]:  # packed documents all start afresh
-            state = kv.new_zeros(sequences, *kv.shape[2:])
-        flat = layout.close_gaps(kv).flatten(0, 1)
-        return short_conv(flat, taps, state, layout.cu_seqlens)[0].view(kv.shape)
+        return short_conv(kv.flatten(0, 1), taps, state, layout.cu_seqlens)[0].view(kv.shape)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, positions: Positions | None) -> tuple[Tensor, Tensor | None]:
         """By ``ascend_m1_ops.attention`` ("sdpa", the default) or a function of transformers' attention interface."""

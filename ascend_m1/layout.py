@@ -73,18 +73,18 @@ class Layout:
             self._shared[key] = make()
         return self._shared[key]
 
-    def close_gaps(self, kv: Tensor) -> Tensor:
-        """Put into each padding column what the last real token before it had (zeros before the first).
+    def close_gaps(self, kv: Tensor, state: Tensor) -> Tensor:
+        """Put into each padding column what the last real token before it had (the cached state before the first).
 
         The convolution then finds the right predecessor although it only looks one column back.
-        kv: [batch, columns, 2, kv_heads, head_dim].
+        kv: [batch, columns, 2, kv_heads, head_dim]; state: [batch, 2, kv_heads, head_dim].
         """
         if self.real is None:
             return kv
         columns = torch.arange(self.columns, device=kv.device)
         source = torch.where(self.real, columns, -1).cummax(1).values
         index = source.clamp_min(0).view(*source.shape, 1, 1, 1).expand_as(kv)
-        return kv.gather(1, index) * (source >= 0).view(*source.shape, 1, 1, 1)
+        return torch.where((source >= 0).view(*source.shape, 1, 1, 1), kv.gather(1, index), state.unsqueeze(1))
 
     def slots(self, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, columns and ring slots (position % capacity) of the tokens to store: the last ``capacity`` of a row."""
@@ -198,7 +198,8 @@ def _starts_of_restarts(position_ids: Tensor, real: Tensor | None) -> Tensor:
     if real is None:
         return jumps
     jumps[:, 1:] &= real[:, :-1]  # after padding, only position 0 tells of a new document
-    return real & (jumps | (position_ids == 0))
+    has_predecessor = real.cumsum(1) > 1
+    return real & has_predecessor & (jumps | (position_ids == 0))
 
 
 def _count(lengths: Tensor, columns: int, real: Tensor | None, starts: Tensor | None) -> Tensor:

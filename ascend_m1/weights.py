@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> None:
     """Compare the headers of a local directory's safetensors shards with what the config asks for.
 
-    A name that is not a local directory is left to transformers, and so is a checkpoint in another file format.
+    A name that is not a local directory is left to transformers.
 
     Raises:
         ConfigError: config.json cannot be used.
@@ -50,6 +50,13 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
     prefix = getattr(model_class, "base_model_prefix", "")
+    surplus = f"layers.{config.num_hidden_layers}."
+    for name, (_, shard) in shapes.items():
+        if name.removeprefix(f"{prefix}.").startswith(surplus):
+            raise CheckpointError(
+                f"{shard}: tensor {name} is there, but num_hidden_layers={config.num_hidden_layers}: "
+                "use the config.json and the weights of one checkpoint"
+            )
     for name, shape in expected.items():
         found = shapes.get(name, shapes.get(f"{prefix}.{name}"))
         if found is None:

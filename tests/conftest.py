@@ -1,0 +1,27 @@
+"""What several suites share: the golden checkpoints and small random models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network is wrong
+
+import torch
+from hypothesis import settings
+from transformers.utils import logging
+
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
+logging.disable_progress_bar()
+
+GOLDEN = Path(__file__).parent / "golden"
+
+torch.set_num_threads(1)  # the models are tiny: a second thread would only wait
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
