@@ -4,6 +4,7 @@ from .cache import M1Cache
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model, BaichuanM1PreTrainedModel
 from .registration import register
+from .tokenization_baichuan_m1 import BaichuanM1Tokenizer
 
 register()
 
@@ -14,6 +15,7 @@ __all__ = [
     "BaichuanM1ForCausalLM",
     "BaichuanM1Model",
     "BaichuanM1PreTrainedModel",
+    "BaichuanM1Tokenizer",
     "LayerSpec",
     "M1Cache",
     "__version__",

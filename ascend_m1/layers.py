@@ -98,7 +98,7 @@ class BaichuanM1Attention(nn.Module):
 
     def convolve(self, kv: Tensor, layout: Layout, cache: M1Cache | None) -> Tensor:
         """Short convolution of raw k and v [batch, seq, 2, kv_heads, head_dim]."""
-        taps = torch.stack([self.conv_k.view(-1, 2), self.conv_v.view(-1, 2)])
+        taps = torch.stack([self.conv_k.view(-1, 2), self.conv_v.view(-1, 2)]).to(kv.dtype)  # autocast
         if cache is None:
             state = kv.new_zeros(kv.shape[0], *kv.shape[2:])
         else:

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_baichuan_m1 import BaichuanM1Config
 from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model
+from .tokenization_baichuan_m1 import register_tokenizer
 
 
 def register() -> None:
@@ -13,3 +14,4 @@ def register() -> None:
     AutoConfig.register(BaichuanM1Config.model_type, BaichuanM1Config, exist_ok=True)
     AutoModel.register(BaichuanM1Config, BaichuanM1Model, exist_ok=True)
     AutoModelForCausalLM.register(BaichuanM1Config, BaichuanM1ForCausalLM, exist_ok=True)
+    register_tokenizer(BaichuanM1Config)
