@@ -22,6 +22,7 @@ from .errors import CacheError
 from .layout import Layout
 
 DEFAULT_ROLLBACK = 24  # one round of assisted decoding: 20 candidates by default in transformers
+ASSISTED_ROLLBACK = 256  # what generate reserves with an assistant, which decides itself how many candidates it offers
 _GROWTH = 1.25
 _ROUND = 64
 

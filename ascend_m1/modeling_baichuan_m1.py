@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -15,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ascend_m1_ops import norm_head_loss, rope_tables
 
-from .cache import DEFAULT_ROLLBACK, M1Cache
+from .cache import ASSISTED_ROLLBACK, DEFAULT_ROLLBACK, M1Cache
 from .configuration_baichuan_m1 import BaichuanM1Config
 from .errors import CacheError, InputError
 from .layers import BaichuanM1Attention, BaichuanM1DecoderLayer, BaichuanM1RMSNorm
@@ -55,15 +56,25 @@ class BaichuanM1PreTrainedModel(PreTrainedModel):
                 init.copy_(taps, torch.randn_like(taps).softmax(dim=-1))
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """transformers' ``from_pretrained``, after a check of a local directory's files.
 
         Raises:
             ConfigError, CheckpointError: one line with the file, what is wrong and what to do.
         """
         if kwargs.get("state_dict") is None:
-            check_checkpoint(path, cls, kwargs)
-        return super().from_pretrained(path, *args, **kwargs)
+            check_checkpoint(pretrained_model_name_or_path, cls, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def _get_resized_lm_head(self, old_lm_head: NormHead, *args: Any, **kwargs: Any) -> NormHead:
+        """For ``resize_token_embeddings``, which resizes linear layers only and would put one in the head's place."""
+        linear = nn.Linear(old_lm_head.in_features, old_lm_head.out_features, bias=False, device="meta")
+        linear.weight = old_lm_head.weight
+        weight = super()._get_resized_lm_head(linear, *args, **kwargs).weight
+        with torch.device("meta"):
+            head = NormHead(weight.shape[1], weight.shape[0])
+        head.weight = weight
+        return head
 
 
 class BaichuanM1Model(BaichuanM1PreTrainedModel):
@@ -200,7 +211,8 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
             labels: [batch, seq], -100 where no loss is wanted; shifted here, never across packed documents. With labels
                 no logits are returned unless ``logits_to_keep`` asks for them: the loss is computed in chunks.
             logits_to_keep: the last n positions (0: all), or their indices.
-            kwargs: ``num_items_in_batch`` divides the loss instead of the count of labels (gradient accumulation).
+            kwargs: ``num_items_in_batch`` divides the loss instead of the count of labels (gradient accumulation);
+                ``shift_labels`` are the labels already shifted, [batch, seq], used in their place.
 
         The other arguments are those of ``BaichuanM1Model.forward``.
         """
@@ -218,7 +230,7 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
-            loss = self._loss(hidden, labels, position_ids, seqlens, kwargs.get("num_items_in_batch"))
+            loss = self._loss(hidden, labels, position_ids, seqlens, **kwargs)
         if labels is None or logits_to_keep is not None:
             keep = 0 if logits_to_keep is None else logits_to_keep
             logits = self.lm_head(hidden[:, -keep:] if isinstance(keep, int) else hidden[:, keep])
@@ -231,17 +243,26 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
         )
 
     def _loss(
-        self, hidden: Tensor, labels: Tensor, position_ids: Tensor | None, seqlens: Tensor | None, count: Any
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None,
+        seqlens: Tensor | None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
     ) -> Tensor:
         """Mean cross entropy of each next token of the same document."""
-        targets = labels[:, 1:].clone()
-        batch, columns = labels.shape
-        layout = make_layout(batch, columns, labels.device, position_ids=position_ids, seqlens=seqlens)
-        if layout.document is not None:
-            targets[layout.document[:, 1:] != layout.document[:, :-1]] = -100
-        flat, rows = targets.flatten(), hidden[:, :-1].flatten(0, 1)
-        total = norm_head_loss(rows, self.lm_head.weight, self.lm_head.scale(), flat)
-        return total / (count if count is not None else (flat != -100).sum())
+        if shift_labels is None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            batch, columns = labels.shape
+            layout = make_layout(batch, columns, labels.device, position_ids=position_ids, seqlens=seqlens)
+            if layout.document is not None:
+                last = layout.document.diff(dim=1, append=layout.document[:, -1:]) != 0
+                shift_labels = shift_labels.masked_fill(last, -100)
+        flat = shift_labels.flatten()
+        total = norm_head_loss(hidden.flatten(0, 1), self.lm_head.weight, self.lm_head.scale(), flat)
+        return total / (num_items_in_batch if num_items_in_batch is not None else (flat != -100).sum())
 
     def _prepare_cache_for_generation(
         self,
@@ -261,9 +282,11 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
         kind = generation_config.cache_implementation
         if kind not in (None, "dynamic", "static"):
             raise InputError(f"cache_implementation={kind!r}: Baichuan-M1 has 'dynamic' and 'static'")
+        assisted = generation_config.is_assistant or generation_mode == GenerationMode.ASSISTED_GENERATION
+        room = min(max_cache_length, ASSISTED_ROLLBACK) if assisted else DEFAULT_ROLLBACK
         candidates = (generation_config.num_assistant_tokens or 0, generation_config.prompt_lookup_num_tokens or 0)
         model_kwargs[_CACHE_FIELD] = M1Cache(
             self.config,
             max_length=max_cache_length if kind == "static" else None,
-            rollback=max(DEFAULT_ROLLBACK, *candidates),
+            rollback=max(room, *candidates),
         )

@@ -15,6 +15,7 @@ class NormHead(nn.Module):
         super().__init__()
         self.in_features, self.out_features = hidden_size, vocab_size
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.register_parameter("bias", None)  # tools for linear layers look for one
         self._scale: Tensor | None = None  # derived from the weight, never saved
         self._scale_of: tuple[object, ...] = ()
 

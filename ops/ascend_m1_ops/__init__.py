@@ -6,9 +6,9 @@ B batch, T query tokens, S cached tokens, H query heads, KV key/value heads, D h
 from .attention import Positions, attention, attention_reference, sdpa
 from .norm_head import inverse_row_norm, norm_head, norm_head_loss, norm_head_reference
 from .rms_norm import add_rms_norm, rms_norm, rms_norm_reference
-from .rope import apply_rope, rope_tables
+from .rope import apply_rope, rope_reference, rope_tables
 from .short_conv import short_conv, short_conv_reference, short_conv_step
-from .swiglu import swiglu
+from .swiglu import swiglu, swiglu_reference
 
 __all__ = [
     "Positions",
@@ -22,10 +22,12 @@ __all__ = [
     "norm_head_reference",
     "rms_norm",
     "rms_norm_reference",
+    "rope_reference",
     "rope_tables",
     "sdpa",
     "short_conv",
     "short_conv_reference",
     "short_conv_step",
     "swiglu",
+    "swiglu_reference",
 ]

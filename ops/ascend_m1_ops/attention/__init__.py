@@ -11,37 +11,16 @@ see, so time and memory of a window layer grow with T · window, not with T².
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from .kernels import Kernel, sdpa
 from .positions import Positions
 from .reference import attention_reference
 
 __all__ = ["Positions", "attention", "attention_reference", "sdpa"]
 
-# A kernel computes one dense block: q [B, T, H, D], k and v [B, S, KV, D], mask [B or 1, 1, T, S] or None, causal,
-# scale. With ``causal`` (only when T == S and mask is None) query i sees keys 0..i.
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], Tensor]
-
 _BLOCK = 1024  # queries at once: a mask block of 32,768 keys is then 32 MiB
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-    """The default kernel: PyTorch's scaled_dot_product_attention."""
-    batch, queries, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
-    if queries == 1:
-        # The heads of a group become rows of one small matrix: K and V are read once, not once per query head.
-        rows = q.view(batch, kv_heads, heads // kv_heads, head_dim)
-        out = torch.nn.functional.scaled_dot_product_attention(rows, k, v, mask, scale=scale)
-        return out.reshape(batch, 1, heads, head_dim)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(1, 2), k, v, mask, is_causal=causal, scale=scale, enable_gqa=heads != kv_heads
-    )
-    return out.transpose(1, 2)
 
 
 def attention(
@@ -58,15 +37,23 @@ def attention(
 
     Args:
         q: [batch, T, heads, head_dim].
-        k, v: [batch, S, kv_heads, head_dim]; heads is a multiple of kv_heads.
+        k, v: [batch, S, kv_heads, head_dim]; heads is a multiple of kv_heads. Values must be finite even where
+            nobody looks.
         positions: who sees whom; None: the queries are the last T of S tokens in order, without padding.
         window: keys visible to a query, its own included; None: all before it.
         scale: of the scores; head_dim^-0.5 by default.
         kernel: computes one block.
 
     Returns:
-        [batch, T, heads, head_dim].
+        [batch, T, heads, head_dim]; zeros for a query that sees no key.
+
+    Raises:
+        ValueError: heads is not a multiple of kv_heads.
     """
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key/value heads: give a multiple")
+    if 0 in (*q.shape[:2], k.shape[1]):
+        return torch.zeros_like(q)
     queries, keys = q.shape[1], k.shape[1]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if window is not None and window >= keys and positions is None:

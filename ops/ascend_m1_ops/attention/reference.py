@@ -17,5 +17,6 @@ def attention_reference(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.einsum("bthd,bshd->bhts", q, k) * scale
     visible = positions.mask(window)
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0.0)
+    lowest = torch.finfo(scores.dtype).min
+    weights = scores.masked_fill(~visible, lowest).softmax(-1).masked_fill(~visible, 0.0)
     return torch.einsum("bhts,bshd->bthd", weights, v)

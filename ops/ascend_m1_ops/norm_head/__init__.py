@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..blocks import blocks_pay
+from .kernels import scale_in_place
+from .reference import norm_head_reference
+
 __all__ = ["inverse_row_norm", "norm_head", "norm_head_loss", "norm_head_reference"]
 
 _ROWS_AT_ONCE = 4096
-
-
-def norm_head_reference(x: Tensor, weight: Tensor) -> Tensor:
-    """The definition: x [..., hidden], weight [vocab, hidden] -> logits [..., vocab]."""
-    return torch.nn.functional.linear(x, torch.nn.functional.normalize(weight, dim=-1))
 
 
 def inverse_row_norm(weight: Tensor) -> Tensor:
@@ -41,9 +40,12 @@ def norm_head(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         scale: ``inverse_row_norm(weight)``, [vocab]; computed once and kept while the weight stays as it is.
 
     Returns:
-        [..., vocab], dtype of x.
+        [..., vocab], dtype of x. Low-precision logits are rounded by the product and after the scaling.
     """
-    return (torch.nn.functional.linear(x, weight) * scale).to(x.dtype)
+    # Rows as one matrix: PyTorch's CPU product of a [1, 1, hidden] bfloat16 tensor is many times slower.
+    logits = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight)
+    logits = scale_in_place(logits, scale) if blocks_pay(logits, scale) else (logits * scale).to(x.dtype)
+    return logits.view(*x.shape[:-1], weight.shape[0])
 
 
 def norm_head_loss(
@@ -62,15 +64,18 @@ def norm_head_loss(
     Returns:
         Scalar sum, float32 (float64 for float64). Divide by the number of counted labels for the mean.
     """
-    kept = labels != ignore_index
-    x, labels = x[kept], labels[kept]
+    if not torch.compiler.is_compiling():  # a compiled graph has no data-dependent shapes; there they cost their time
+        kept = labels != ignore_index
+        x, labels = x[kept], labels[kept]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     total = x.new_zeros((), dtype=wide)
     for rows, targets in zip(x.split(chunk), labels.split(chunk), strict=True):
-        total = total + checkpoint(_chunk_loss, rows, weight, scale, targets, use_reentrant=False)
+        total = total + checkpoint(
+            _chunk_loss, rows, weight, scale, targets, ignore_index, use_reentrant=False, preserve_rng_state=False
+        )
     return total
 
 
-def _chunk_loss(x: Tensor, weight: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
+def _chunk_loss(x: Tensor, weight: Tensor, scale: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     logits = torch.nn.functional.linear(x, weight).to(scale.dtype) * scale
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=ignore_index)

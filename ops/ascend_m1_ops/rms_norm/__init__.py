@@ -10,14 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..blocks import blocks_pay
+from .kernels import rms_norm_blocks
+from .reference import rms_norm_reference
+
 __all__ = ["add_rms_norm", "rms_norm", "rms_norm_reference"]
-
-
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The definition; low-precision x is normalised in float32."""
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (normalised * weight.to(wide.dtype)).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -29,8 +26,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: added to the mean square.
 
     Returns:
-        [..., hidden], dtype of x.
+        [..., hidden], dtype of x. Low-precision inputs are computed in float32 and rounded once.
     """
+    if blocks_pay(x, weight):
+        return rms_norm_blocks(x, weight, eps)
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 

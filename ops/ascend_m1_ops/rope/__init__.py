@@ -14,7 +14,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["apply_rope", "rope_tables"]
+from ..blocks import blocks_pay
+from .kernels import rope_blocks
+from .reference import rope_reference
+
+__all__ = ["apply_rope", "rope_reference", "rope_tables"]
 
 
 def rope_tables(
@@ -47,12 +51,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: [..., heads, head_dim].
-        cos, sin: [..., head_dim / 2] from ``rope_tables``; the same for all heads.
+        cos, sin: [..., head_dim / 2] from ``rope_tables``; the same for all heads. Their leading dimensions
+            broadcast to those of x.
 
     Returns:
         The rotated x, same shape and dtype.
     """
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x.dtype)
+    return rope_blocks(x, cos, sin) if blocks_pay(x, cos, sin) else rope_reference(x, cos, sin)

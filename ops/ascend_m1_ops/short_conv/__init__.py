@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import kernels  # noqa: F401  (defines torch.ops.ascend_m1.short_conv)
+from ..blocks import widened
+from . import library  # noqa: F401  (defines torch.ops.ascend_m1.short_conv)
 from .reference import short_conv_reference
 
 __all__ = ["short_conv", "short_conv_reference", "short_conv_step"]
@@ -50,7 +51,7 @@ def short_conv_step(kv: Tensor, weight: Tensor, state: Tensor) -> tuple[Tensor, 
     Returns:
         Convolved kv, and the new state: ``kv`` itself, not a copy.
     """
-    wide = kv.float() if kv.dtype in (torch.bfloat16, torch.float16) else kv
+    wide = widened(kv)
     taps = weight.to(wide.dtype).unsqueeze(-2)  # [2, kv_heads, 1, 2]
     out = torch.addcmul(wide * taps[..., 1], state.to(wide.dtype), taps[..., 0])
     return out.to(kv.dtype), kv

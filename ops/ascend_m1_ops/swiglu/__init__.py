@@ -1,4 +1,6 @@
-"""SwiGLU, the gate of the MLP:  silu(gate) · up  with  silu(x) = x / (1 + e^-x).
+"""SwiGLU, the gate of the MLP.
+
+    silu(gate) · up        silu(x) = x / (1 + e^-x)
 
 Source: Shazeer, "GLU Variants Improve Transformer" (2020).
 """
@@ -8,16 +10,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["swiglu"]
+from ..blocks import gradient_wanted
+from .kernels import swiglu_in_place
+from .reference import swiglu_reference
+
+__all__ = ["swiglu", "swiglu_reference"]
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Multiply ``up`` by the activated gate.
 
     Args:
-        gate, up: [..., intermediate], same dtype.
+        gate, up: [..., intermediate], same shape and dtype.
 
     Returns:
-        [..., intermediate].
+        [..., intermediate]. Low precision is rounded after the activation and after the product, as in the published
+        model.
     """
-    return torch.nn.functional.silu(gate) * up
+    return torch.nn.functional.silu(gate) * up if gradient_wanted(gate, up) else swiglu_in_place(gate, up)

@@ -1,0 +1,84 @@
+"""``ascend-m1 generate``: answer one prompt."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .options import add_model_options, add_sampling_options, decode, note, quiet, sampling_options, write
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = commands.add_parser(
+        "generate",
+        help="answer one prompt",
+        description="Answer one prompt: the argument, a file, or standard input. Text appears as it is generated.",
+    )
+    parser.add_argument("prompt", nargs="?", help="the prompt; -: read standard input")
+    parser.add_argument("--file", metavar="F", help="read the prompt from this UTF-8 file, all of it")
+    parser.add_argument("--system", metavar="TEXT", help="system message of the chat format")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat format")
+    add_model_options(parser)
+    add_sampling_options(parser, beams=True)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything that can be wrong is looked at before the weights are loaded."""
+    prompt = read_prompt(arguments.prompt, arguments.file)
+    if not prompt.strip():
+        raise InputError("the prompt is empty: give some text")
+    if arguments.raw and arguments.system is not None:
+        raise InputError("--system belongs to the chat format and --raw leaves it out: give one of them")
+    options = sampling_options(arguments)
+
+    from ..device import choose_device, choose_dtype
+    from ..generation import chat_ids, generate_text, plain_ids, room_for
+    from .loading import load_model, open_checkpoint
+
+    with quiet():
+        device = choose_device(arguments.device)
+        checkpoint = open_checkpoint(arguments.model)
+        choose_dtype(arguments.dtype, device, checkpoint.config.dtype)
+        if arguments.raw:
+            ids = plain_ids(checkpoint.tokenizer, prompt)
+        else:
+            system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+            ids = chat_ids(checkpoint.tokenizer, [*system, {"role": "user", "content": prompt}])
+        room = room_for(checkpoint.config, len(ids))
+        if options.max_new_tokens is not None and options.max_new_tokens > room:
+            context = checkpoint.config.max_position_embeddings
+            note(f"at most {room} new tokens: the prompt takes {len(ids)} of the context's {context}")
+        model = load_model(checkpoint, device, arguments.dtype)
+        generate_text(model, checkpoint.tokenizer, ids, options, write)
+    write("\n")
+    return 0
+
+
+def read_prompt(argument: str | None, file: str | None) -> str:
+    """The prompt's text; one line end at the end of a file or of standard input is not part of it.
+
+    Raises:
+        InputError: two prompts or none, or a source that cannot be read as UTF-8.
+    """
+    if file is not None:
+        if argument is not None:
+            raise InputError("two prompts, an argument and --file: give one of them")
+        try:
+            data = Path(file).read_bytes()
+        except OSError as error:
+            raise InputError(f"prompt file {file}: {error.strerror}: give a readable text file") from None
+        return _without_line_end(decode(data, f"prompt file {file}"))
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise InputError("no prompt: give it as an argument, with --file or on standard input")
+    return _without_line_end(decode(sys.stdin.buffer.read(), "standard input"))
+
+
+def _without_line_end(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,105 @@
+"""A checkpoint directory, checked step by step: configuration and tokenizer at once, the weights when needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from ..configuration_baichuan_m1 import BaichuanM1Config
+from ..device import choose_dtype
+from ..errors import AscendM1Error, CheckpointError, ConfigError, TokenizerError
+from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
+from ..tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary
+from ..weights import check_checkpoint, read_json
+from .options import note
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory whose configuration and tokenizer fit each other."""
+
+    path: Path
+    config: BaichuanM1Config
+    tokenizer: Any
+
+
+def read_config(directory: str) -> BaichuanM1Config:
+    """The configuration in a local directory; no name is ever looked up in a network.
+
+    Raises:
+        CheckpointError: there is no such directory.
+        ConfigError: config.json cannot be used.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise CheckpointError(f"model {directory} {what}: give the directory that holds config.json")
+    content = read_json(path / "config.json")
+    kind = content.get("model_type", BaichuanM1Config.model_type)
+    if kind != BaichuanM1Config.model_type:
+        raise ConfigError(
+            f"{path / 'config.json'}: model_type={kind!r}: give a checkpoint of {BaichuanM1Config.model_type}"
+        )
+    try:
+        config: BaichuanM1Config = BaichuanM1Config.from_dict(content)
+    except ConfigError as error:  # it knows the field, not the file
+        raise ConfigError(f"{path / 'config.json'}: {str(error).removeprefix('config.json: ')}") from None
+    except Exception as error:  # a field of a type that transformers does not expect
+        raise ConfigError(
+            f"{path / 'config.json'}: cannot be used ({type(error).__name__}: {error}): copy it again from the source"
+        ) from error
+    return config
+
+
+def open_checkpoint(directory: str) -> Checkpoint:
+    """Everything but the weights' values, so that a mistake shows before they are read.
+
+    Raises:
+        ConfigError, CheckpointError, TokenizerError: one line with the file, what is wrong and what to do.
+    """
+    config = read_config(directory)
+    path = Path(directory)
+    check_checkpoint(path, BaichuanM1ForCausalLM, {"config": config})
+    _check_generation_config(path / "generation_config.json")
+    tokenizer = _read_tokenizer(path)
+    check_vocabulary(tokenizer, config)
+    return Checkpoint(path, config, tokenizer)
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype_name: str) -> BaichuanM1ForCausalLM:
+    """The model on its device, ready to generate; tells of a dtype that is not the checkpoint's own."""
+    stored = checkpoint.config.dtype
+    dtype, reason = choose_dtype(dtype_name, device, stored if isinstance(stored, torch.dtype) else torch.float32)
+    if reason is not None:
+        note(reason)
+    loaded = BaichuanM1ForCausalLM.from_pretrained(
+        checkpoint.path, config=checkpoint.config, dtype=dtype, local_files_only=True
+    )
+    model: BaichuanM1ForCausalLM = loaded.to(device).eval()
+    return model
+
+
+def _read_tokenizer(path: Path) -> Any:
+    try:
+        return BaichuanM1Tokenizer.from_pretrained(path, local_files_only=True)
+    except AscendM1Error:
+        raise
+    except Exception as error:  # JSON of another shape makes transformers fail in any way
+        raise TokenizerError(
+            f"{path}: tokenizer.json or tokenizer_config.json cannot be used ({type(error).__name__}: {error}): "
+            "copy them again from the source"
+        ) from error
+
+
+def _check_generation_config(path: Path) -> None:
+    if not path.is_file():
+        return
+    content = read_json(path)
+    try:
+        GenerationConfig.from_dict(content).validate()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}: correct the value or remove the file") from None

@@ -1,0 +1,107 @@
+"""``ascend-m1 plan``: what a model needs, before anything is bought or downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DeviceError, InputError
+from .options import quiet, write
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+GIB = 1 << 30
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = commands.add_parser(
+        "plan",
+        help="memory that a model needs",
+        description="Parameters and memory per device, computed from the configuration; needs no weights.",
+    )
+    parser.add_argument(
+        "--model", metavar="DIR", help="directory with config.json (default: the published 14B geometry)"
+    )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once (default: 1)")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of each (default: the whole context)")
+    parser.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 or float16 (default: bfloat16)")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="tensor-parallel devices, as a plan only")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of one device: does it fit?")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compute the plan and print it."""
+    if arguments.memory is not None and not (math.isfinite(arguments.memory) and arguments.memory > 0):
+        raise InputError(f"memory={arguments.memory}: give GiB above 0")
+
+    from ..configuration_baichuan_m1 import BaichuanM1Config
+    from ..device import DTYPES
+    from ..plan import longest, make_plan, parameters
+    from .loading import read_config
+
+    if arguments.dtype not in DTYPES:
+        raise DeviceError(f"dtype {arguments.dtype!r} is not known: use {', '.join(DTYPES)}")
+    with quiet():
+        config = BaichuanM1Config() if arguments.model is None else read_config(arguments.model)
+        length = config.max_position_embeddings if arguments.length is None else arguments.length
+        plan = make_plan(config, arguments.batch, length, DTYPES[arguments.dtype], arguments.devices)
+        counts = parameters(config)
+    result = {"model": arguments.model or "Baichuan-M1-14B", "parameters": counts | {"total": sum(counts.values())}}
+    result |= plan.as_dict()
+    if arguments.memory is not None:
+        size = int(arguments.memory * GIB)
+        fits = plan.total <= size
+        result["memory"] = {"bytes": size, "fits": fits, "longest": longest(config, plan, size)}
+    write(json.dumps(result, indent=2) + "\n" if arguments.json else _table(result, plan))
+    return 0
+
+
+def _table(result: dict[str, Any], plan: Plan) -> str:
+    counts = result["parameters"]
+    total = counts["total"]
+    lines = [f"{result['model']}: {_billions(total)} parameters"]
+    lines += [f"  {part:<12}{_billions(count):>10}" for part, count in counts.items() if part != "total"]
+    where = "one device" if plan.devices == 1 else f"each of {plan.devices} devices"
+    lines += ["", f"{where}, {plan.dtype}, batch {plan.batch}, {plan.length:,} tokens each"]
+    cache = plan.cache
+    rows = [
+        ("weights", plan.weights, ""),
+        ("cache", cache.total, f"a cache without windows: {_size(plan.full_cache)}"),
+        ("  global layers", cache.global_layers, "K and V of every token"),
+        ("  window layers", cache.window_layers, "rings as long as the window"),
+        ("  convolution", cache.convolution, "the last raw k and v"),
+        ("activations", plan.activations, "whole prompt in one forward; widest in the MLP, 5·hidden + 4·intermediate"),
+        ("total", plan.total, ""),
+    ]
+    lines += [f"  {name:<17}{_size(size):>25}  {remark}".rstrip() for name, size, remark in rows]
+    lines.append("  A cache that grows while generating reserves up to a quarter more, never beyond the context.")
+    if plan.devices > 1:
+        lines.append(
+            "  A plan only: this version runs on one device. Key/value heads are repeated where they are too few."
+        )
+    if "memory" in result:
+        lines += ["", _verdict(result["memory"], plan)]
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(memory: dict[str, Any], plan: Plan) -> str:
+    size, longest = memory["bytes"], memory["longest"]
+    left = f"{_size(size - plan.total)} left" if memory["fits"] else f"{_size(plan.total - size)} short"
+    reach = f"up to {longest:,} tokens at batch {plan.batch}" if longest else "not even one token fits"
+    return f"{'fits' if memory['fits'] else 'does not fit'} into {size / GIB:g} GiB: {left}; {reach}"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _size(size: int) -> str:
+    if size < 10_000_000:
+        return f"{size / 1e6:.2f} MB"
+    return f"{size / 1e9:.2f} GB ({size / GIB:.2f} GiB)"

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Runs a suite in an environment made for it.
+#
+#     ./scripts/test.sh [pytest arguments]          the main suite, in .venv
+#     ./scripts/test.sh NAME [pytest arguments]     another one:
+#         lint     ruff and mypy, in .venv
+#         floor    model and operators under the oldest supported transformers, in .venvs/floor
+#
+# TORCH_SPEC chooses the torch to install, in pip's words (see environment.sh).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/environment.sh
+source scripts/environment.sh
+
+readonly SUITES="lint, floor"
+
+suite=main
+# A word that is neither an option nor a path is the name of a suite.
+if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
+    suite=$1
+    shift
+fi
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+    sed -n '2,9s/^# \{0,1\}//p' scripts/test.sh
+    exit
+fi
+
+case $suite in
+    main)
+        make_environment .venv dev --editable '.[dev]'
+        exec .venv/bin/python -m pytest "$@"
+        ;;
+    lint)
+        make_environment .venv dev --editable '.[dev]'
+        .venv/bin/ruff check .
+        .venv/bin/ruff format --check .
+        .venv/bin/mypy
+        ;;
+    floor)
+        make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1
+        exec .venvs/floor/bin/python -m pytest tests/model tests/ops "$@"
+        ;;
+    *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
+esac
