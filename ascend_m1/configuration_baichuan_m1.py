@@ -21,6 +21,8 @@ REQUIRED_FIELDS = (
 )
 WINDOW_FIELDS = ("num_swa_attention_heads", "num_swa_key_value_heads", "sliding_window")
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
 LayerKind = Literal["global", "window"]
 
 
@@ -83,8 +85,11 @@ class BaichuanM1Config(PretrainedConfig):
             # As published: every odd layer slides.
             self.sliding_window_layers = list(range(1, self.num_hidden_layers, 2))
         scaling = kwargs.get("rope_scaling")
-        if scaling and scaling.get("rope_type", scaling.get("type", "default")) != "default":
-            raise ConfigError(f"rope_scaling={scaling} is not part of Baichuan-M1: remove it from config.json")
+        if scaling and scaling not in ({"rope_type": "default"}, {"type": "default"}):
+            raise ConfigError(f"rope_scaling={scaling!r} is not part of Baichuan-M1: remove it from config.json")
+        for name, dtype in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
+            if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+                raise ConfigError(f"{name}={dtype!r}: give one of {', '.join(DTYPES)}")
         self._validate()
         super().__post_init__(**kwargs)
 
@@ -135,8 +140,9 @@ class BaichuanM1Config(PretrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not value > 0:
                 raise ConfigError(f"{name}={value!r}: give a positive number")
-        if not 0.0 <= self.attention_dropout < 1.0:
-            raise ConfigError(f"attention_dropout={self.attention_dropout}: give a number from 0 up to 1")
+        dropout = self.attention_dropout
+        if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"attention_dropout={dropout!r}: give a number from 0 up to 1")
 
     @property
     def layer_specs(self) -> tuple[LayerSpec, ...]:

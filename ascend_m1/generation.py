@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from .cache import M1Cache
 from .configuration_baichuan_m1 import BaichuanM1Config
 from .errors import InputError, TokenizerError
-from .modeling_baichuan_m1 import _CACHE_FIELD
+from .modeling_baichuan_m1 import CACHE_FIELD
 
 DEFAULT_MAX_NEW_TOKENS = 512
 Message = dict[str, str]
@@ -194,7 +194,7 @@ def generate_text(
         torch.manual_seed(options.seed)
     stream = TextStream(tokenizer, emit)
     prompt = torch.tensor([list(ids)], device=model.device)
-    arguments: dict[str, Any] = {} if cache is None else {_CACHE_FIELD: cache}
+    arguments: dict[str, Any] = {} if cache is None else {CACHE_FIELD: cache}
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),

@@ -25,7 +25,7 @@ from .norm_head import NormHead
 from .weights import check_checkpoint
 
 # transformers renamed the field and the argument from past_key_values to cache within the versions supported here.
-_CACHE_FIELD = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+CACHE_FIELD = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class BaichuanM1PreTrainedModel(PreTrainedModel):
@@ -134,7 +134,7 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
             hidden_states = layer(hidden_states, layout=layout, rope=rope, cache=cache)
         if cache is not None:
             cache.advance(layout)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{_CACHE_FIELD: cache})
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_FIELD: cache})
 
     def embed(self, input_ids: Tensor | None) -> Tensor:
         """[batch, seq] -> [batch, seq, hidden]; the published data pipeline pads with vocab_size."""
@@ -239,7 +239,7 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **{_CACHE_FIELD: outputs.get(_CACHE_FIELD)},
+            **{CACHE_FIELD: outputs.get(CACHE_FIELD)},
         )
 
     def _loss(
@@ -285,7 +285,7 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
         assisted = generation_config.is_assistant or generation_mode == GenerationMode.ASSISTED_GENERATION
         room = min(max_cache_length, ASSISTED_ROLLBACK) if assisted else DEFAULT_ROLLBACK
         candidates = (generation_config.num_assistant_tokens or 0, generation_config.prompt_lookup_num_tokens or 0)
-        model_kwargs[_CACHE_FIELD] = M1Cache(
+        model_kwargs[CACHE_FIELD] = M1Cache(
             self.config,
             max_length=max_cache_length if kind == "static" else None,
             rollback=max(room, *candidates),

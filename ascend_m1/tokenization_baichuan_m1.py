@@ -119,6 +119,8 @@ def check_tokenizer_files(directory: Path) -> None:
             raise TokenizerError(f"{path}: not readable as JSON ({error}): download it again") from error
         if not isinstance(content, dict):
             raise TokenizerError(f"{path}: holds no JSON object: download it again")
+        if path.name == FAST_FILE and not {"model", "added_tokens"} <= content.keys():
+            raise TokenizerError(f"{path}: has no model or no added_tokens: download it again")
 
 
 def _no_files(where: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,5 +24,10 @@ torch.set_num_threads(1)  # the models are tiny: a second thread would only wait
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _settings() -> Iterator[None]:
+    """Every test begins with the same seed and leaves torch's settings as it found them."""
     torch.manual_seed(0)
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.set_num_threads(threads)

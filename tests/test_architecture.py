@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: imports run one way, files stay short, the wheel installs known names only."""
+"""What a reader relies on: imports run one way, files stay short, the wheel installs known names only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties over random geometries: batch = single, chunked = whole, packed = separate, rollback = never having seen."""
+"""Over random geometries: batch = single, chunked = whole, packed = separate, rollback = never having seen."""
 
 from __future__ import annotations
 
