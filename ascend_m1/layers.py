@@ -57,7 +57,7 @@ class BaichuanM1MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Rows as one matrix: PyTorch's CPU product of a [1, 1, hidden] bfloat16 tensor is many times slower.
+        # Rows as one matrix: on some CPUs PyTorch's bfloat16 product of a [1, 1, hidden] tensor is many times slower.
         flat = x.flatten(0, -2)
         out: Tensor = self.down_proj(swiglu(self.gate_proj(flat), self.up_proj(flat)))
         return out.view_as(x)

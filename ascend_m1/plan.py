@@ -154,10 +154,10 @@ def activation_bytes(config: BaichuanM1Config, batch: int, length: int, itemsize
     """Bytes alive at the widest moment of a forward over whole prompts, which is in the MLP.
 
     A token then holds 5 hidden-sized values (input embedding, residual before and after attention, attention's output,
-    normed) and 4 intermediate-sized ones (gate, up, silu(gate), their product), plus the float32 tables of RoPE.
+    normed) and 3 intermediate-sized ones (gate, up, silu(gate), then their product in its place), plus RoPE's tables.
     Assumes an attention kernel that does not store its scores; ``length`` counts the prompt.
     """
-    token = (5 * config.hidden_size + 4 * config.intermediate_size // devices) * itemsize
+    token = (5 * config.hidden_size + 3 * config.intermediate_size // devices) * itemsize
     tables = sum({spec.head_dim for spec in config.layer_specs}) * torch.float32.itemsize
     return batch * length * (token + tables)
 

@@ -76,7 +76,7 @@ def _table(result: dict[str, Any], plan: Plan) -> str:
         ("  global layers", cache.global_layers, "K and V of every token"),
         ("  window layers", cache.window_layers, "rings as long as the window"),
         ("  convolution", cache.convolution, "the last raw k and v"),
-        ("activations", plan.activations, "whole prompt in one forward; widest in the MLP, 5·hidden + 4·intermediate"),
+        ("activations", plan.activations, "whole prompt in one forward; widest in the MLP, 5·hidden + 3·intermediate"),
         ("total", plan.total, ""),
     ]
     lines += [f"  {name:<17}{_size(size):>25}  {remark}".rstrip() for name, size, remark in rows]

@@ -88,7 +88,8 @@ def plain_pair(ours: BaichuanM1Model) -> LlamaModel:
         attn_implementation="sdpa",
     )
     plain: LlamaModel = LlamaModel._from_config(config, dtype=dtype).eval()
-    for layer, source in zip(plain.layers, ours.layers, strict=True):
+    pairs: zip[tuple[Any, Any]] = zip(plain.layers, ours.layers, strict=True)
+    for layer, source in pairs:
         for name in ("gate_proj", "up_proj", "down_proj"):
             getattr(layer.mlp, name).weight = getattr(source.mlp, name).weight
         layer.self_attn.o_proj.weight = source.self_attn.o_proj.weight

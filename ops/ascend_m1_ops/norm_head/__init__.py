@@ -42,7 +42,7 @@ def norm_head(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     Returns:
         [..., vocab], dtype of x. Low-precision logits are rounded by the product and after the scaling.
     """
-    # Rows as one matrix: PyTorch's CPU product of a [1, 1, hidden] bfloat16 tensor is many times slower.
+    # Rows as one matrix: on some CPUs PyTorch's bfloat16 product of a [1, 1, hidden] tensor is many times slower.
     logits = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight)
     logits = scale_in_place(logits, scale) if blocks_pay(logits, scale) else (logits * scale).to(x.dtype)
     return logits.view(*x.shape[:-1], weight.shape[0])
