@@ -49,7 +49,7 @@ def norm_head(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def norm_head_loss(
-    x: Tensor, weight: Tensor, scale: Tensor, labels: Tensor, *, chunk: int = 1024, ignore_index: int = -100
+    x: Tensor, weight: Tensor, scale: Tensor, labels: Tensor, *, chunk: int = 256, ignore_index: int = -100
 ) -> Tensor:
     """Summed cross entropy of ``norm_head``'s logits; float32 logits exist for ``chunk`` rows at a time only.
 
