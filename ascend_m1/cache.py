@@ -20,65 +20,10 @@ from ascend_m1_ops import Positions
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .errors import CacheError
 from .layout import Layout
+from .ring import Ring
 
 DEFAULT_ROLLBACK = 24  # one round of assisted decoding: 20 candidates by default in transformers
 ASSISTED_ROLLBACK = 256  # what generate reserves with an assistant, which decides itself how many candidates it offers
-_GROWTH = 1.25
-_ROUND = 64
-
-
-class Ring:
-    """Storage [batch, capacity, ...] in which position p lives in slot p % capacity.
-
-    limit: the most slots ever needed; None: as many as there are tokens.
-    fixed: allocate this many at once (static cache); None: grow.
-    soft_limit: growth does not overshoot this length before it is exceeded.
-    """
-
-    def __init__(self, limit: int | None, fixed: int | None, soft_limit: int) -> None:
-        self.limit, self.fixed, self.soft_limit = limit, fixed, soft_limit
-        self.data: Tensor | None = None
-
-    @property
-    def capacity(self) -> int:
-        return 0 if self.data is None else int(self.data.shape[1])
-
-    def reserve(self, tokens: int, like: Tensor) -> None:
-        """Make room for ``tokens`` positions of values shaped as ``like`` [batch, any, ...]."""
-        if self.fixed is not None and tokens > self.fixed:
-            raise CacheError(f"cache max_length={self.fixed} is full: {tokens} tokens do not fit; build a longer one")
-        wanted = tokens if self.fixed is None else self.fixed
-        wanted = wanted if self.limit is None else min(wanted, self.limit)
-        if wanted <= self.capacity:
-            return
-        if self.fixed is None and self.capacity:
-            wanted = self._grown(wanted)
-        data = like.new_zeros(like.shape[0], wanted, *like.shape[2:])
-        if self.data is not None:  # it has not wrapped yet: slot = position under both capacities
-            data[:, : self.capacity] = self.data
-        self.data = data
-
-    def _grown(self, tokens: int) -> int:
-        grown = -(-int(tokens * _GROWTH) // _ROUND) * _ROUND
-        if tokens <= self.soft_limit:
-            grown = min(grown, self.soft_limit)
-        return grown if self.limit is None else min(grown, self.limit)
-
-    def write(self, values: Tensor, layout: Layout) -> None:
-        """Store the new tokens' values [batch, columns, ...]; gradients stop here."""
-        assert self.data is not None
-        rows, columns, slots = layout.slots(self.capacity)
-        self.data[rows, slots] = values.detach()[rows, columns]
-
-    def held(self, lengths: Tensor) -> Tensor:
-        """Position in each slot when rows hold ``lengths`` [batch] tokens: [batch, capacity], -1 if empty."""
-        last = lengths.unsqueeze(1) - 1
-        slots = torch.arange(self.capacity, device=lengths.device)
-        return (last - (last - slots) % self.capacity).clamp_min(-1)
-
-    def select(self, rows: Tensor) -> None:
-        if self.data is not None:
-            self.data = self.data.index_select(0, rows.to(self.data.device))
 
 
 class LayerCache(CacheLayerMixin):
@@ -194,7 +139,8 @@ class M1Cache(Cache):
             raise CacheError(f"rollback={rollback}: give 0 or more tokens")
         soft_limit = config.max_position_embeddings
         super().__init__(layers=[LayerCache(spec, rollback, max_length, soft_limit) for spec in config.layer_specs])
-        self.rollback = rollback
+        self.rollback, self.max_length = rollback, max_length
+        self.unfinished = False  # a forward has begun to write and not ended
         self.columns = 0  # seen so far, padding included
         self.peak = 0  # the most columns ever seen: what a rollback is measured against
         self.lengths: Tensor | None = None  # [batch] real tokens
@@ -205,13 +151,32 @@ class M1Cache(Cache):
         ragged = self.real is not None or layout.real is not None
         return self.layers[index].extend(k, v, layout, self.columns + layout.columns, ragged)
 
-    def check_batch(self, batch: int) -> None:
-        """Raises CacheError unless the cache is empty or holds ``batch`` rows."""
+    def lengths_of(self, batch: int) -> Tensor | None:
+        """[batch] tokens held; None: empty. Raises CacheError if the cache holds another number of rows."""
         if self.lengths is not None and self.lengths.shape[0] != batch:
             raise CacheError(f"the cache holds {self.lengths.shape[0]} rows, the input has {batch}: use a new cache")
+        return self.lengths
+
+    def begin(self, batch: int, columns: int) -> None:
+        """A forward over [batch, columns] starts; ``advance`` ends it.
+
+        Raises:
+            CacheError: the cache holds another number of rows, has no room, or a forward before failed halfway and may
+                have overwritten what it needed.
+        """
+        if self.unfinished:
+            raise CacheError("an earlier forward failed halfway and left this cache unusable: reset() it or build one")
+        self.lengths_of(batch)
+        if self.max_length is not None and self.columns + columns > self.max_length:
+            raise CacheError(
+                f"cache max_length={self.max_length} is full: {self.columns + columns} tokens do not fit; "
+                "build a longer one"
+            )
+        self.unfinished = True
 
     def advance(self, layout: Layout) -> None:
-        """Count the tokens of a finished forward. Until then a failed one leaves no trace that counts."""
+        """Count the tokens of a finished forward."""
+        self.unfinished = False
         if self.real is not None or layout.real is not None:
             shape = (layout.lengths.shape[0], self.columns)
             old = torch.ones(shape, dtype=torch.bool, device=layout.lengths.device) if self.real is None else self.real
@@ -270,6 +235,7 @@ class M1Cache(Cache):
         """Forget everything, keep the allocation."""
         self.columns = self.peak = 0
         self.lengths = self.real = None
+        self.unfinished = False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns seen, padding included: what transformers slices its inputs by."""

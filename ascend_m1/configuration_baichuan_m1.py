@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,9 +85,7 @@ class BaichuanM1Config(PretrainedConfig):
         if self.sliding_window_layers is None:
             # As published: every odd layer slides.
             self.sliding_window_layers = list(range(1, self.num_hidden_layers, 2))
-        scaling = kwargs.get("rope_scaling")
-        if scaling and scaling not in ({"rope_type": "default"}, {"type": "default"}):
-            raise ConfigError(f"rope_scaling={scaling!r} is not part of Baichuan-M1: remove it from config.json")
+        self._refuse_foreign(kwargs)
         for name, dtype in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
             if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
                 raise ConfigError(f"{name}={dtype!r}: give one of {', '.join(DTYPES)}")
@@ -97,6 +96,8 @@ class BaichuanM1Config(PretrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from a config.json's content; a file must name the geometry itself."""
         where = config_dict.get("_name_or_path") or "config.json"
+        # How to compute is decided where the model is loaded, not by who saved it.
+        config_dict = {name: value for name, value in config_dict.items() if "attn_implementation" not in name}
         missing = [name for name in REQUIRED_FIELDS if config_dict.get(name) is None]
         if config_dict.get("sliding_window_layers") != []:
             missing += [name for name in WINDOW_FIELDS if config_dict.get(name) is None]
@@ -106,13 +107,31 @@ class BaichuanM1Config(PretrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
+    def _refuse_foreign(self, fields: dict[str, Any]) -> None:
+        """Fields of other models that would change what is computed, if they were honoured."""
+        if fields.get("quantization_config") is not None:
+            raise ConfigError("quantization_config: quantized checkpoints are not supported: give the original one")
+        plain: list[object] = [{"rope_type": "default"}, {"type": "default"}]
+        plain.append({"rope_type": "default", "rope_theta": self.rope_theta})
+        for name in ("rope_scaling", "rope_parameters"):
+            if fields.get(name) and fields[name] not in plain:
+                raise ConfigError(f"{name}={fields[name]!r} is not part of Baichuan-M1: remove it from config.json")
+        if fields.get("head_dim") is not None:
+            raise ConfigError(
+                f"head_dim={fields['head_dim']!r}: it follows from hidden_size and the head counts; remove it"
+            )
+
     def _validate(self) -> None:
         for name in (*REQUIRED_FIELDS, "max_position_embeddings"):
             if name != "rope_theta":
                 _require_positive_int(name, getattr(self, name))
         layers = self.sliding_window_layers or []
         known = range(self.num_hidden_layers)
-        if not isinstance(layers, list) or len(set(layers)) != len(layers) or any(i not in known for i in layers):
+        if (
+            not isinstance(layers, list)
+            or len(set(layers)) != len(layers)
+            or any(type(i) is not int or i not in known for i in layers)
+        ):
             raise ConfigError(
                 f"sliding_window_layers={layers!r}: give distinct layer indices below "
                 f"num_hidden_layers={self.num_hidden_layers}"
@@ -138,8 +157,15 @@ class BaichuanM1Config(PretrainedConfig):
             raise ConfigError("tie_word_embeddings=true: NormHead has weights of its own; set it to false")
         for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not value > 0:
+            if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name}={value!r}: give a positive number")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ids = value if isinstance(value, list) else [value]
+            # The published data pipeline pads with vocab_size, which the model counts as id 0.
+            known = range(self.vocab_size + (name == "pad_token_id"))
+            if value is not None and not (ids and all(type(i) is int and i in known for i in ids)):
+                raise ConfigError(f"{name}={value!r}: give an id below vocab_size={self.vocab_size}, or null")
         dropout = self.attention_dropout
         if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
             raise ConfigError(f"attention_dropout={dropout!r}: give a number from 0 up to 1")
@@ -164,8 +190,9 @@ class BaichuanM1Config(PretrainedConfig):
 
 
 def _require_positive_int(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise ConfigError(f"{name}={value!r}: give a positive whole number")
+    most = 1024 if name == "num_hidden_layers" else 2**24
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+        raise ConfigError(f"{name}={value!r}: give a positive whole number, at most {most}")
 
 
 def _require_heads(hidden_size: int, name: str, heads: int, kv_heads: int) -> None:

@@ -5,23 +5,28 @@ Knows tokenizer and model; knows nothing of a terminal: new text goes to a funct
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import GenerationConfig
+from transformers.generation import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from .cache import M1Cache
 from .configuration_baichuan_m1 import BaichuanM1Config
-from .errors import InputError, TokenizerError
+from .errors import CheckpointError, InputError, TokenizerError
 from .modeling_baichuan_m1 import CACHE_FIELD
 
 DEFAULT_MAX_NEW_TOKENS = 512
+# What counts of a checkpoint's generation_config.json; the rest asks for methods that make no stream of text.
+_HONOURED = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "repetition_penalty"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p"),
+)
 Message = dict[str, str]
 Emit = Callable[[str], object]
 
@@ -53,20 +58,22 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require("max_new_tokens", self.max_new_tokens, lambda x: x >= 1, "1 or more")
-        _require("temperature", self.temperature, lambda x: x >= 0, "a finite number, 0 (greedy) or more")
-        _require("top_k", self.top_k, lambda x: x >= 0, "0 (off) or more")
+        _require("max_new_tokens", self.max_new_tokens, lambda x: 1 <= x < 2**31, "1 or more", int)
+        _require("temperature", self.temperature, lambda x: x == 0 or 1e-3 <= x < 1e6, "0 (greedy) or 0.001 and more")
+        _require("top_k", self.top_k, lambda x: 0 <= x < 2**31, "0 (off) or more", int)
         _require("top_p", self.top_p, lambda x: 0 < x <= 1, "a number above 0, at most 1")
         _require("min_p", self.min_p, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-        _require("repetition_penalty", self.repetition_penalty, lambda x: x > 0, "a finite number above 0 (1 is off)")
-        _require("num_beams", self.num_beams, lambda x: x >= 1, "1 or more")
-        _require("seed", self.seed, lambda x: 0 <= x < 2**63, "a whole number from 0 to 2^63 - 1")
+        _require(
+            "repetition_penalty", self.repetition_penalty, lambda x: x >= 1e-3, "a finite number from 0.001 (1 is off)"
+        )
+        _require("num_beams", self.num_beams, lambda x: 1 <= x <= 64, "1 to 64", int)
+        _require("seed", self.seed, lambda x: 0 <= x < 2**63, "a whole number from 0 to 2^63 - 1", int)
         if self.do_sample and self.temperature == 0:
             raise InputError("temperature=0 is greedy and do_sample samples: give one of them")
 
     def resolve(self, base: GenerationConfig, room: int) -> GenerationConfig:
         """transformers' options: these, then the checkpoint's, with at most ``room`` new tokens."""
-        config = copy.deepcopy(base)
+        config = GenerationConfig(**{name: getattr(base, name, None) for name in _HONOURED})
         wanted = self.max_new_tokens or base.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         config.max_new_tokens, config.max_length = min(wanted, room), None
         asked = self.do_sample or any(x is not None for x in (self.temperature, self.top_k, self.top_p, self.min_p))
@@ -83,8 +90,15 @@ class SamplingOptions:
         return config
 
 
-def _require(name: str, value: float | None, holds: Callable[[float], bool], wanted: str) -> None:
-    if value is not None and not (math.isfinite(value) and holds(value)):
+def _require(
+    name: str,
+    value: float | None,
+    holds: Callable[[float], bool],
+    wanted: str,
+    kind: type | tuple[type, ...] = (int, float),
+) -> None:
+    # The range first: a whole number too large for a float is out of it, NaN is in none.
+    if value is not None and not (isinstance(value, kind) and holds(value) and math.isfinite(value)):
         raise InputError(f"{name}={value}: give {wanted}")
 
 
@@ -100,9 +114,13 @@ def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         raise TokenizerError("the tokenizer has no chat_template: give plain text with --raw")
     try:
         text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    except (TemplateSyntaxError, TypeError, ValueError) as error:
+        raise TokenizerError(f"the chat_template is broken ({error}): copy tokenizer_config.json again") from None
     except TemplateError as error:
         raise InputError(f"the chat template refuses the conversation ({error}): change its messages") from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise TokenizerError("the chat_template makes nothing of the conversation: give plain text with --raw")
     return ids
 
 
@@ -131,6 +149,18 @@ def room_for(config: BaichuanM1Config, prompt_tokens: int) -> int:
             f"{config.max_position_embeddings}: shorten it by at least {1 - room}"
         )
     return room
+
+
+class FiniteScores(LogitsProcessor):  # type: ignore[misc, unused-ignore]
+    """Refuses to choose a token from scores that damaged weights or an overflow have made NaN."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores [batch, vocab] -> the same. Raises CheckpointError."""
+        if bool(scores.isnan().any()):
+            raise CheckpointError(
+                f"the model computes NaN in {scores.dtype}: try --dtype float32; if it stays, copy the weights again"
+            )
+        return scores
 
 
 class TextStream(BaseStreamer):  # type: ignore[misc, unused-ignore]
@@ -182,6 +212,7 @@ def generate_text(
 
     Raises:
         InputError: the prompt leaves no room in the context.
+        CheckpointError: the model computes NaN.
     """
     config = options.resolve(model.generation_config, room_for(model.config, len(ids)))
     if config.eos_token_id is None:
@@ -199,6 +230,7 @@ def generate_text(
         prompt,
         attention_mask=torch.ones_like(prompt),
         generation_config=config,
+        logits_processor=LogitsProcessorList([FiniteScores()]),
         streamer=stream if config.num_beams == 1 else None,
         **arguments,
     )

@@ -1,6 +1,6 @@
 """The parts of a decoder layer: norm, MLP, attention with its short convolution, and the layer itself.
 
-Tensors are [batch, seq, heads, head_dim]. Nothing here knows a device, and modules hold weights only: the state of a
+Tensors are [batch, seq, heads, head_dim]. Nothing here knows a device, and modules hold no state: that of a
 sequence lives in ``M1Cache``, where its tokens stand in ``Layout``.
 """
 

@@ -64,7 +64,14 @@ class Layout:
             return None
         return self.share(
             "self",
-            lambda: Positions(self.positions, self.key_positions, self.document, self.document, in_order=True),
+            lambda: Positions(
+                self.positions,
+                self.key_positions,
+                self.document,
+                self.document,
+                in_order=True,
+                gapless=self.real is None,
+            ),
         )
 
     def share(self, key: object, make: Callable[[], Positions]) -> Positions:
@@ -122,7 +129,7 @@ def make_layout(
         lengths: [batch] tokens in the cache; None: nothing cached.
         past_columns: columns that the cache has seen, padding included.
         attention_mask: [batch, past_columns + columns], 0 for padding; left, right or between tokens.
-        position_ids: [batch or 1, columns]; without a cache, a restart inside a row begins a packed document.
+        position_ids: [batch or 1, columns]; without a cache, a jump inside a row begins a packed document.
         seqlens: [batch, n] end offsets of the packed documents in each row, as published.
 
     Raises:
@@ -155,11 +162,17 @@ def make_layout(
     )
 
 
-def seqlens_of(cu_seqlens: Tensor) -> Tensor:
-    """Borders [documents + 1] of a single packed row, from 0, as the published end offsets [1, documents]."""
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or int(cu_seqlens[0]) != 0:
+def packed_ends(seqlens: Tensor | None, cu_seqlens: Tensor | None, cu_seq_lens_q: Tensor | None) -> Tensor | None:
+    """End offsets [batch, n] of packed documents, from whichever form was given.
+
+    cu_seqlens and cu_seq_lens_q are the borders [documents + 1] of a single packed row, from 0.
+    """
+    borders = cu_seqlens if cu_seqlens is not None else cu_seq_lens_q
+    if borders is None or seqlens is not None:
+        return seqlens
+    if borders.dim() != 1 or borders.shape[0] < 2 or int(borders[0]) != 0:
         raise InputError("cu_seqlens must be [documents + 1] and begin with 0")
-    return cu_seqlens[1:].unsqueeze(0)
+    return borders[1:].unsqueeze(0)
 
 
 def _real_tokens(mask: Tensor | None, batch: int, columns: int, past_columns: int) -> Tensor | None:

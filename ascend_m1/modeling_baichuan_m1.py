@@ -14,13 +14,14 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ascend_m1_ops import norm_head_loss, rope_tables
+from ascend_m1_ops import rope_tables
 
 from .cache import ASSISTED_ROLLBACK, DEFAULT_ROLLBACK, M1Cache
 from .configuration_baichuan_m1 import BaichuanM1Config
 from .errors import CacheError, InputError
 from .layers import BaichuanM1Attention, BaichuanM1DecoderLayer, BaichuanM1RMSNorm
-from .layout import Layout, make_layout, seqlens_of
+from .layout import Layout, make_layout, packed_ends
+from .loss import mean_loss, next_tokens
 from .norm_head import NormHead
 from .weights import check_checkpoint
 
@@ -82,7 +83,10 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
 
     def __init__(self, config: BaichuanM1Config) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        padding = config.pad_token_id
+        if padding is not None and padding >= config.vocab_size:
+            padding = None  # as in the published data pipeline, see ``embed``
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding)
         self.layers = nn.ModuleList(BaichuanM1DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = BaichuanM1RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
@@ -108,12 +112,13 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
         Args:
             input_ids: [batch, seq]; an id equal to vocab_size counts as 0, as in the published model.
             attention_mask: [batch, cached + new columns], 0 for padding on either side.
-            position_ids: [batch, seq] for RoPE; without a cache, a restart inside a row begins a packed document.
+            position_ids: [batch, seq] for RoPE; without a cache, a jump inside a row begins a packed document.
             cache: what earlier calls returned; ``past_key_values`` is its older name.
             inputs_embeds: [batch, seq, hidden] in place of input_ids.
             use_cache: return a cache (made if none is given). Packed rows get none.
             seqlens: [batch, n] end offsets of packed documents, as published.
-            cu_seqlens: [documents + 1] borders of the documents in a single packed row, from 0.
+            cu_seqlens: [documents + 1] borders of the documents in a single packed row, from 0; transformers' collators
+                call it cu_seq_lens_q.
 
         Raises:
             InputError, CacheError: shapes that do not fit, or a cache of another kind.
@@ -123,7 +128,7 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
             raise InputError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids)
-        seqlens = seqlens if cu_seqlens is None else seqlens_of(cu_seqlens)
+        seqlens = packed_ends(seqlens, cu_seqlens, kwargs.get("cu_seq_lens_q"))
         cache, layout = self._arrange(inputs_embeds, cache, use_cache, attention_mask, position_ids, seqlens)
         rope = {
             dim: rope_tables(layout.rope_positions, dim, self.config.rope_theta, _table_dtype(inputs_embeds))
@@ -155,22 +160,26 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
         batch, columns, _ = embeds.shape
         if cache is not None and not isinstance(cache, M1Cache):
             raise CacheError(f"{type(cache).__name__} cannot hold the convolution's state: use ascend_m1.M1Cache")
-        if cache is not None:
-            cache.check_batch(batch)
+        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise CacheError("gradient checkpointing cannot use a cache: call the model without one")
         layout = make_layout(
             batch,
             columns,
             embeds.device,
-            lengths=None if cache is None else cache.lengths,
+            lengths=None if cache is None else cache.lengths_of(batch),
             past_columns=0 if cache is None else cache.columns,
             attention_mask=mask,
             position_ids=position_ids,
             seqlens=seqlens,
         )
         if layout.document is not None:
-            cache = None
-        elif use_cache and cache is None:
+            if cache is not None:
+                raise CacheError("packed documents cannot fill a cache: call the model without one")
+            return None, layout
+        if use_cache and cache is None:
             cache = M1Cache(self.config)
+        if cache is not None:
+            cache.begin(batch, columns)
         return cache, layout
 
 
@@ -216,7 +225,7 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
 
         The other arguments are those of ``BaichuanM1Model.forward``.
         """
-        seqlens = seqlens if cu_seqlens is None else seqlens_of(cu_seqlens)
+        seqlens = packed_ends(seqlens, cu_seqlens, kwargs.get("cu_seq_lens_q"))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -230,10 +239,14 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
-            loss = self._loss(hidden, labels, position_ids, seqlens, **kwargs)
+            targets = kwargs.get("shift_labels")
+            if targets is None:
+                targets = next_tokens(labels, attention_mask, position_ids, seqlens)
+            loss = mean_loss(hidden, self.lm_head, targets, kwargs.get("num_items_in_batch"))
         if labels is None or logits_to_keep is not None:
             keep = 0 if logits_to_keep is None else logits_to_keep
-            logits = self.lm_head(hidden[:, -keep:] if isinstance(keep, int) else hidden[:, keep])
+            kept = hidden[:, -keep:] if isinstance(keep, int) else hidden[:, keep]
+            logits = self.lm_head(kept, self._is_decode_step(outputs.get(CACHE_FIELD), hidden))
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -242,27 +255,10 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
             **{CACHE_FIELD: outputs.get(CACHE_FIELD)},
         )
 
-    def _loss(
-        self,
-        hidden: Tensor,
-        labels: Tensor,
-        position_ids: Tensor | None,
-        seqlens: Tensor | None,
-        shift_labels: Tensor | None = None,
-        num_items_in_batch: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Mean cross entropy of each next token of the same document."""
-        if shift_labels is None:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-            batch, columns = labels.shape
-            layout = make_layout(batch, columns, labels.device, position_ids=position_ids, seqlens=seqlens)
-            if layout.document is not None:
-                last = layout.document.diff(dim=1, append=layout.document[:, -1:]) != 0
-                shift_labels = shift_labels.masked_fill(last, -100)
-        flat = shift_labels.flatten()
-        total = norm_head_loss(hidden.flatten(0, 1), self.lm_head.weight, self.lm_head.scale(), flat)
-        return total / (num_items_in_batch if num_items_in_batch is not None else (flat != -100).sum())
+    @staticmethod
+    def _is_decode_step(cache: M1Cache | None, hidden: Tensor) -> bool:
+        """One token after earlier ones: the head's row norms are those of the step before."""
+        return cache is not None and hidden.shape[1] == 1 < cache.columns
 
     def _prepare_cache_for_generation(
         self,

@@ -84,8 +84,7 @@ def check_vocabulary(tokenizer: Any, config: PretrainedConfig) -> None:
     """Check that every token of the tokenizer has a row in the embedding.
 
     Raises:
-        TokenizerError: the tokenizer has an id at or above ``config.vocab_size``, or the configuration names a
-            special token's id that is outside the vocabulary.
+        TokenizerError: the tokenizer has an id at or above ``config.vocab_size``.
     """
     size = config.vocab_size
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -94,12 +93,6 @@ def check_vocabulary(tokenizer: Any, config: PretrainedConfig) -> None:
             f"tokenizer: token {token!r} has id {highest} but config.json says vocab_size={size}: "
             "use the tokenizer files of this checkpoint"
         )
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(config, name, None)
-        for index in value if isinstance(value, list) else [value]:
-            # The published data pipeline pads with id == vocab_size, which the model reads as 0.
-            if index is not None and not 0 <= index <= (size if name == "pad_token_id" else size - 1):
-                raise TokenizerError(f"config.json: {name}={index} is outside vocab_size={size}: correct the id")
 
 
 def check_tokenizer_files(directory: Path) -> None:
@@ -119,6 +112,9 @@ def check_tokenizer_files(directory: Path) -> None:
             raise TokenizerError(f"{path}: not readable as JSON ({error}): download it again") from error
         if not isinstance(content, dict):
             raise TokenizerError(f"{path}: holds no JSON object: download it again")
+        template = content.get("chat_template")
+        if template is not None and not isinstance(template, (str, list)):
+            raise TokenizerError(f"{path}: chat_template={template!r} is no text: copy the file again")
         if path.name == FAST_FILE and not {"model", "added_tokens"} <= content.keys():
             raise TokenizerError(f"{path}: has no model or no added_tokens: download it again")
 

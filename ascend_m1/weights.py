@@ -14,16 +14,18 @@ from .errors import CheckpointError, ConfigError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_DERIVED = "rotary_emb.inv_freq"  # computed from the config here; older files store it
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 _FETCH = "copy it again from the source"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ConfigError naming the file if it is missing or not one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found: give a directory in the published format") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}): {_FETCH}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a JSON object: {_FETCH}")
@@ -50,11 +52,11 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
     prefix = getattr(model_class, "base_model_prefix", "")
-    surplus = f"layers.{config.num_hidden_layers}."
+    wanted = {*expected, *(f"{prefix}.{name}" for name in expected), "lm_head.weight"}
     for name, (_, shard) in shapes.items():
-        if name.removeprefix(f"{prefix}.").startswith(surplus):
+        if name not in wanted and not name.endswith(_DERIVED):
             raise CheckpointError(
-                f"{shard}: tensor {name} is there, but num_hidden_layers={config.num_hidden_layers}: "
+                f"{shard}: tensor {name} has no place in a model of num_hidden_layers={config.num_hidden_layers}: "
                 "use the config.json and the weights of one checkpoint"
             )
     for name, shape in expected.items():
@@ -78,7 +80,13 @@ def stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
         try:
             with safe_open(shard, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    shapes[name] = (tuple(tensors.get_slice(name).get_shape()), shard)
+                    stored = tensors.get_slice(name)
+                    if stored.get_dtype() not in _FLOATS:
+                        raise CheckpointError(
+                            f"{shard}: tensor {name} is stored as {stored.get_dtype()}: give a checkpoint in float32, "
+                            "bfloat16 or float16"
+                        )
+                    shapes[name] = (tuple(stored.get_shape()), shard)
         except SafetensorError as error:
             raise CheckpointError(f"{shard}: truncated or corrupt ({error}): {_FETCH}") from None
     return shapes
@@ -87,8 +95,12 @@ def stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
 def _shards(folder: Path) -> list[Path]:
     if (folder / _INDEX).is_file():
         weight_map = read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{folder / _INDEX}: no weight_map: {_FETCH}")
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(name, str) and Path(name).name == name for name in weight_map.values())
+        ):
+            raise CheckpointError(f"{folder / _INDEX}: no weight_map of tensors to files: {_FETCH}")
         return sorted({folder / name for name in weight_map.values()})
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]

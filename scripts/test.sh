@@ -4,7 +4,7 @@
 #     ./scripts/test.sh [pytest arguments]          the main suite, in .venv
 #     ./scripts/test.sh NAME [pytest arguments]     another one:
 #         lint     ruff and mypy, in .venv
-#         floor    model and operators under the oldest supported transformers, in .venvs/floor
+#         floor    model, operators and compatibility under the oldest supported transformers, in .venvs/floor
 #
 # TORCH_SPEC chooses the torch to install, in pip's words (see environment.sh).
 set -euo pipefail
@@ -38,7 +38,7 @@ case $suite in
         ;;
     floor)
         make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1
-        exec .venvs/floor/bin/python -m pytest tests/model tests/ops "$@"
+        exec .venvs/floor/bin/python -m pytest tests/model tests/ops tests/compat "$@"
         ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac

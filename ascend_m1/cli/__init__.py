@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit status."""
+    _replace_closed_streams()
     try:
         status = _run(argv)
         sys.stdout.flush()  # a closed pipe shows here, not while Python shuts down
@@ -51,13 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if error.filename is None:
-            raise
+        if error.filename is None:  # a write to standard output
+            _silence_stdout()
+            return _fail(f"cannot write the output: {error.strerror}: free some space or write elsewhere")
         return _fail(f"{error.filename}: {error.strerror}: check the path and its permissions")
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
         return _fail("out of memory: use a shorter prompt, a 16-bit --dtype or a larger device; see `ascend-m1 plan`")
+
+
+def _replace_closed_streams() -> None:
+    """A service manager may start a program without standard streams: reading is then empty, writing goes nowhere."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from ..configuration_baichuan_m1 import BaichuanM1Config
 from ..device import choose_dtype
 from ..errors import AscendM1Error, CheckpointError, ConfigError, TokenizerError
+from ..generation import SamplingOptions
 from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from ..tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary
 from ..weights import check_checkpoint, read_json
@@ -64,7 +65,7 @@ def open_checkpoint(directory: str) -> Checkpoint:
     config = read_config(directory)
     path = Path(directory)
     check_checkpoint(path, BaichuanM1ForCausalLM, {"config": config})
-    _check_generation_config(path / "generation_config.json")
+    _check_generation_config(path / "generation_config.json", config)
     tokenizer = _read_tokenizer(path)
     check_vocabulary(tokenizer, config)
     return Checkpoint(path, config, tokenizer)
@@ -95,11 +96,16 @@ def _read_tokenizer(path: Path) -> Any:
         ) from error
 
 
-def _check_generation_config(path: Path) -> None:
+def _check_generation_config(path: Path, config: BaichuanM1Config) -> None:
     if not path.is_file():
         return
     content = read_json(path)
+    names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
     try:
+        SamplingOptions(**{name: content[name] for name in names if content.get(name) is not None})
+        # The token ids follow the rules of config.json.
+        tokens = {name: content[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id") if name in content}
+        BaichuanM1Config(**{**config.to_dict(), **tokens})
         GenerationConfig.from_dict(content).validate()
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {error}: correct the value or remove the file") from None

@@ -7,11 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen needed
-from matplotlib import pyplot
-
 from .checkpoint import CONFIG
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -31,6 +26,11 @@ SHOWN = (
 
 def draw_losses(losses: Sequence[float], path: Path, spacing: int = 10) -> None:
     """Draw the recorded losses, one every ``spacing`` updates, on a logarithmic scale."""
+    import matplotlib  # only to draw: measuring goes without it
+
+    matplotlib.use("Agg")  # no screen needed
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(7, 3), dpi=90)
     axes.plot([i * spacing for i in range(len(losses))], losses, linewidth=0.9)
     axes.set(xlabel="update", ylabel="loss on the answers", yscale="log")

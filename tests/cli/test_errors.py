@@ -30,6 +30,12 @@ def edit_tensors(folder: Path, name: str, change: Callable[[torch.Tensor], torch
     save_file(tensors if changed is None else tensors | {name: changed}, shard, metadata={"format": "pt"})
 
 
+def add_tensor(folder: Path, name: str) -> None:
+    """Put one more tensor into the first shard."""
+    shard = first_shard(folder)
+    save_file(load_file(shard) | {name: torch.ones(2)}, shard, metadata={"format": "pt"})
+
+
 def first_shard(folder: Path) -> Path:
     return sorted(folder.glob("*.safetensors"))[0]
 
@@ -72,6 +78,45 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer missing": (without_tokenizer, r"tokenizer\.json.*copy"),
     "tokenizer corrupt": (lambda f: (f / "tokenizer.json").write_text('{"a": 1}'), r"tokenizer\.json.*again"),
     "tokenizer not JSON": (lambda f: (f / "tokenizer.json").write_text("{"), r"tokenizer\.json.*again"),
+    "weights of whole numbers": (
+        lambda f: edit_tensors(f, "model.norm.weight", lambda t: t.int()),
+        r"model\.norm\.weight is stored as I32",
+    ),
+    "weights of another model": (
+        lambda f: (
+            edit_tensors(f, "model.norm.weight", lambda t: t) or add_tensor(f, "model.layers.7.mlp.up_proj.weight")
+        ),
+        r"model\.layers\.7.*has no place",
+    ),
+    "weights with NaN": (
+        lambda f: edit_tensors(f, "model.norm.weight", lambda t: t * float("nan")),
+        r"NaN.*copy the weights again",
+    ),
+    "index of other things": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3}}'),
+        r"index\.json.*weight_map",
+    ),
+    "index out of the folder": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}'),
+        r"index\.json.*weight_map",
+    ),
+    "nested too deep": (lambda f: (f / CONFIG).write_text("[" * 200_000), r"config\.json.*not valid JSON"),
+    "quantised": (
+        lambda f: edit_json(f / CONFIG, quantization_config={"quant_method": "gptq"}),
+        r"quantization_config",
+    ),
+    "template broken": (
+        lambda f: edit_json(f / "tokenizer_config.json", chat_template="{{"),
+        r"chat_template is broken.*tokenizer_config\.json",
+    ),
+    "template a number": (lambda f: edit_json(f / "tokenizer_config.json", chat_template=5), r"chat_template=5"),
+    "rope of another model": (
+        lambda f: edit_json(f / CONFIG, rope_parameters={"rope_type": "yarn", "factor": 4}),
+        r"config\.json.*rope_parameters",
+    ),
+    "head size contradicts": (lambda f: edit_json(f / CONFIG, head_dim=999), r"config\.json.*head_dim=999"),
+    "theta not finite": (lambda f: edit_json(f / CONFIG, rope_theta=float("inf")), r"config\.json.*rope_theta=inf"),
+    "too many layers": (lambda f: edit_json(f / CONFIG, num_hidden_layers=10**9), r"num_hidden_layers=1000000000"),
     "eos outside": (lambda f: edit_json(f / CONFIG, eos_token_id=999), r"eos_token_id=999"),
 }
 
@@ -95,6 +140,32 @@ def test_tokenizer_beyond_the_vocabulary(cli: Cli, damaged: Path) -> None:
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         edit_tensors(damaged, name, lambda t: t[:100].contiguous())
     assert_one_line(cli("generate", "--model", damaged, "hello"), "vocab_size=100")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"temperature": "x"},
+        {"temperature": -1},
+        {"top_p": 5},
+        {"top_k": 1.5},
+        {"repetition_penalty": 0},
+        {"max_new_tokens": "x"},
+        {"eos_token_id": 99999},
+        {"eos_token_id": []},
+        {"pad_token_id": "x"},
+    ],
+    ids=str,
+)
+def test_generation_config_of_impossible_values(cli: Cli, damaged: Path, field: dict[str, Any]) -> None:
+    (damaged / "generation_config.json").write_text(json.dumps({"do_sample": True, **field}), encoding="utf-8")
+    assert_one_line(cli("generate", "--model", damaged, "hello"), rf"generation_config\.json: {next(iter(field))}=")
+
+
+def test_generation_config_asking_for_other_methods_is_not_in_the_way(cli: Cli, damaged: Path) -> None:
+    fields = {"do_sample": True, "num_return_sequences": 2, "return_dict_in_generate": True, "stop_strings": ["a"]}
+    (damaged / "generation_config.json").write_text(json.dumps(fields), encoding="utf-8")
+    assert cli("generate", "--model", damaged, "hello", "--max-new-tokens", 2).status == 0
 
 
 def test_no_chat_template_points_to_raw(cli: Cli, damaged: Path) -> None:
@@ -150,7 +221,7 @@ def test_wrong_argument_is_named(cli: Cli, checkpoint: Path, arguments: tuple[st
     assert_one_line(cli(*arguments), pattern)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="hardware: has CUDA")
 def test_cuda_that_is_not_there(cli: Cli, checkpoint: Path) -> None:
     assert_one_line(cli("generate", "--model", checkpoint, "--device", "cuda:0", "x"), "device cuda:0.*use cpu")
 

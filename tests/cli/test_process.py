@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 COMMAND = (sys.executable, "-m", "ascend_m1")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_and_a_closed_pipe_are_quiet(checkpoint: Path) -> None:
     # Both at once: most of the time is Python importing torch.
     generate = (*COMMAND, "generate", "--model", str(checkpoint), "--max-new-tokens", "50")
@@ -34,6 +32,18 @@ def test_ctrl_c_and_a_closed_pipe_are_quiet(checkpoint: Path) -> None:
     assert piped.stderr is not None
     assert piped.stderr.read() == b""
     assert piped.wait(60) == 141
+
+
+def test_standard_streams_that_are_full_or_closed(checkpoint: Path) -> None:
+    line = f"{shlex.join(COMMAND)} generate --model {shlex.quote(str(checkpoint))} --max-new-tokens 1"
+    for rest, status, words in (
+        ("hello > /dev/full", 2, "cannot write the output"),
+        ("hello >&-", 0, ""),
+        ("<&-", 2, "the prompt is empty"),
+    ):
+        ran = subprocess.run(f"{line} {rest}", shell=True, capture_output=True, text=True, timeout=60)
+        assert (ran.returncode, ran.stderr.count("\n")) == (status, bool(words)), (rest, ran.stderr)
+        assert words in ran.stderr
 
 
 def test_status_of_a_mistake(tmp_path: Path) -> None:

@@ -139,7 +139,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return small, large
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
 @pytest.mark.parametrize(
     # As stored, the weights are the mapped files themselves, so all resident pages count. Converted, they are new
     # pages, and the mapped files are the file system's cache, which the kernel takes back when it needs the room.

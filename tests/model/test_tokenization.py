@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from ascend_m1 import BaichuanM1Config
-from ascend_m1.errors import TokenizerError
+from ascend_m1.errors import ConfigError, TokenizerError
 from ascend_m1.sentencepiece_model import build_tokenizer, read_sentencepiece
 from ascend_m1.tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary, register_tokenizer
 
@@ -222,8 +222,8 @@ def test_check_vocabulary() -> None:
     check_vocabulary(tokenizer, BaichuanM1Config.from_dict(TINY_CONFIG))
     with pytest.raises(TokenizerError, match=r"id 2047 but config\.json says vocab_size=2000"):
         check_vocabulary(tokenizer, BaichuanM1Config.from_dict(TINY_CONFIG | {"vocab_size": 2000}))
-    with pytest.raises(TokenizerError, match="eos_token_id=5000"):
-        check_vocabulary(tokenizer, BaichuanM1Config.from_dict(TINY_CONFIG | {"eos_token_id": 5000}))
+    with pytest.raises(ConfigError, match="eos_token_id=5000"):
+        BaichuanM1Config.from_dict(TINY_CONFIG | {"eos_token_id": 5000})
 
 
 def test_chat_format() -> None:

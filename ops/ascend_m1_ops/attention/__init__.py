@@ -61,11 +61,12 @@ def attention(
     if positions is None and window is None and queries in (1, keys):
         return kernel(q, k, v, None, queries > 1, scale)
     aligned = positions is None or positions.in_order
+    reach = window if positions is None or positions.gapless else None
     who = positions or Positions.aligned(queries, keys, q.device)
     outputs = []
     for start in range(0, queries, _BLOCK):
         rows = slice(start, min(start + _BLOCK, queries))
-        columns = _reachable(rows, keys - queries, window if positions is None else None) if aligned else slice(0, keys)
+        columns = _reachable(rows, keys - queries, reach) if aligned else slice(0, keys)
         # A single query that is last in order sees every key left: no mask, the fast kernel.
         mask = None if positions is None and queries == 1 else who.mask(window, rows, columns)
         outputs.append(kernel(q[:, rows], k[:, columns], v[:, columns], mask, False, scale))

@@ -21,7 +21,8 @@ class Positions:
 
     ``query_document`` and ``key_document`` (same shapes, int64) separate packed documents; None: one document.
     ``in_order``: keys are the queries themselves (T == S, self-attention without a cache), so that a key in a later
-    column is never visible. It only saves work.
+    column is never visible. ``gapless``: there is no padding either, so that a key ``window`` columns away is hidden,
+    too. Both only save work.
     """
 
     query: Tensor
@@ -29,6 +30,7 @@ class Positions:
     query_document: Tensor | None = None
     key_document: Tensor | None = None
     in_order: bool = False
+    gapless: bool = False
     _whole: dict[int | None, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def mask(self, window: int | None, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:

@@ -9,8 +9,6 @@ arithmetic are float32 (float64 for float64 inputs) whatever the dtype of x; the
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -35,15 +33,11 @@ def rope_tables(
     Returns:
         cos and sin, each [..., head_dim / 2] of ``dtype``.
     """
-    angles = positions.to(dtype).unsqueeze(-1) * _frequencies(head_dim, theta, dtype, positions.device)
+    # In double precision, rounded once: an error here is multiplied by the position.
+    series = [theta ** (-i / head_dim) for i in range(0, head_dim, 2)]
+    frequencies = torch.tensor(series, dtype=dtype, device=positions.device)
+    angles = positions.to(dtype).unsqueeze(-1) * frequencies
     return angles.cos(), angles.sin()
-
-
-@lru_cache(maxsize=32)
-def _frequencies(head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """theta^(-2i / head_dim) [head_dim / 2], rounded once from double precision; made once per device."""
-    with torch.inference_mode(False):
-        return torch.tensor([theta ** (-i / head_dim) for i in range(0, head_dim, 2)], dtype=dtype, device=device)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
