@@ -22,7 +22,7 @@ from .errors import CheckpointError, InputError, TokenizerError
 from .modeling_baichuan_m1 import CACHE_FIELD
 
 DEFAULT_MAX_NEW_TOKENS = 512
-# What counts of a checkpoint's generation_config.json; the rest asks for methods that make no stream of text.
+# The rest of a generation_config.json asks for methods and outputs that make no stream of text.
 _HONOURED = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "repetition_penalty"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p"),
@@ -73,7 +73,7 @@ class SamplingOptions:
 
     def resolve(self, base: GenerationConfig, room: int) -> GenerationConfig:
         """transformers' options: these, then the checkpoint's, with at most ``room`` new tokens."""
-        config = GenerationConfig(**{name: getattr(base, name, None) for name in _HONOURED})
+        config = honoured(base)
         wanted = self.max_new_tokens or base.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         config.max_new_tokens, config.max_length = min(wanted, room), None
         asked = self.do_sample or any(x is not None for x in (self.temperature, self.top_k, self.top_p, self.min_p))
@@ -88,6 +88,11 @@ class SamplingOptions:
             config.repetition_penalty = self.repetition_penalty
         config.num_beams = self.num_beams
         return config
+
+
+def honoured(base: GenerationConfig) -> GenerationConfig:
+    """What counts of a checkpoint's generation_config.json; transformers fills gaps of a call from the model's own."""
+    return GenerationConfig(**{name: getattr(base, name, None) for name in _HONOURED})
 
 
 def _require(

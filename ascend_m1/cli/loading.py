@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from ..configuration_baichuan_m1 import BaichuanM1Config
 from ..device import choose_dtype
 from ..errors import AscendM1Error, CheckpointError, ConfigError, TokenizerError
-from ..generation import SamplingOptions
+from ..generation import SamplingOptions, honoured
 from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from ..tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary
 from ..weights import check_checkpoint, read_json
@@ -81,6 +81,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype_name: str) ->
         checkpoint.path, config=checkpoint.config, dtype=dtype, local_files_only=True
     )
     model: BaichuanM1ForCausalLM = loaded.to(device).eval()
+    model.generation_config = honoured(model.generation_config)
     return model
 
 

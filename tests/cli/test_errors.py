@@ -83,9 +83,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         r"model\.norm\.weight is stored as I32",
     ),
     "weights of another model": (
-        lambda f: (
-            edit_tensors(f, "model.norm.weight", lambda t: t) or add_tensor(f, "model.layers.7.mlp.up_proj.weight")
-        ),
+        lambda f: add_tensor(f, "model.layers.7.mlp.up_proj.weight"),
         r"model\.layers\.7.*has no place",
     ),
     "weights with NaN": (
@@ -102,7 +100,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "nested too deep": (lambda f: (f / CONFIG).write_text("[" * 200_000), r"config\.json.*not valid JSON"),
     "quantised": (
-        lambda f: edit_json(f / CONFIG, quantization_config={"quant_method": "gptq"}),
+        lambda f: edit_json(f / CONFIG, quantization_config={"bits": 4}),
         r"quantization_config",
     ),
     "template broken": (
