@@ -52,15 +52,17 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
     prefix = getattr(model_class, "base_model_prefix", "")
-    wanted = {*expected, *(f"{prefix}.{name}" for name in expected), "lm_head.weight"}
+    # A checkpoint of the base model has no prefix, one with a head has; either loads into either class.
+    present = {name.removeprefix(f"{prefix}."): found for name, found in shapes.items()}
+    known = {name.removeprefix(f"{prefix}.") for name in expected} | {"lm_head.weight"}
     for name, (_, shard) in shapes.items():
-        if name not in wanted and not name.endswith(_DERIVED):
+        if name.removeprefix(f"{prefix}.") not in known and not name.endswith(_DERIVED):
             raise CheckpointError(
                 f"{shard}: tensor {name} has no place in a model of num_hidden_layers={config.num_hidden_layers}: "
                 "use the config.json and the weights of one checkpoint"
             )
     for name, shape in expected.items():
-        found = shapes.get(name, shapes.get(f"{prefix}.{name}"))
+        found = present.get(name.removeprefix(f"{prefix}."))
         if found is None:
             raise CheckpointError(f"{folder}: tensor {name} is missing from its shards: {_FETCH}")
         if found[0] != shape:

@@ -84,7 +84,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "weights of another model": (
         lambda f: add_tensor(f, "model.layers.7.mlp.up_proj.weight"),
-        r"model\.layers\.7.*has no place",
+        r"layers\.7.*has no place",
     ),
     "weights with NaN": (
         lambda f: edit_tensors(f, "model.norm.weight", lambda t: t * float("nan")),

@@ -49,7 +49,7 @@ def norm_head(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def norm_head_loss(
-    x: Tensor, weight: Tensor, scale: Tensor, labels: Tensor, *, chunk: int = 256, ignore_index: int = -100
+    x: Tensor, weight: Tensor, scale: Tensor, labels: Tensor, *, chunk: int = 512, ignore_index: int = -100
 ) -> Tensor:
     """Summed cross entropy of ``norm_head``'s logits; float32 logits exist for ``chunk`` rows at a time only.
 
@@ -58,7 +58,9 @@ def norm_head_loss(
         weight: [vocab, hidden].
         scale: ``inverse_row_norm(weight)``; differentiable if the weight is trained.
         labels: integer [tokens]; ``ignore_index`` where no loss is wanted.
-        chunk: rows whose logits are held at once; they are computed again in the backward pass.
+        chunk: rows whose logits are held at once; they are computed again in the backward pass. A bfloat16 weight's
+            gradient is summed over the chunks in bfloat16, so fewer rows at once cost accuracy (8,192 tokens: relative
+            error 0.4 % in one piece, 0.6 % by 1,024, 0.9 % by 256).
         ignore_index: label that contributes nothing.
 
     Returns:
