@@ -138,6 +138,21 @@ def test_gradient(queries: int, keys: int, window: int | None) -> None:
     torch.testing.assert_close(got, gradients(lambda *x: attention_reference(*x, who, window=window), [q, k, v]))
 
 
+@pytest.mark.parametrize("window", [None, 2])
+def test_gradient_through_documents_and_a_ring(window: int | None) -> None:
+    """Two packed documents; then two queries over slots in ring order, one of them empty."""
+    where, document = torch.tensor([[0, 1, 2, 0, 1]]), torch.tensor([[0, 0, 0, 1, 1]])
+    packed = Positions(where, where, document, document, in_order=True, gapless=True)
+    ring = Positions(torch.tensor([[4, 5]]), torch.tensor([[4, 5, 2, 3, -1]]))
+    for positions, queries in ((packed, 5), (ring, 2)):
+        inputs = [x.requires_grad_() for x in make(1, queries, 5, head_dim=2)]
+
+        def run(*x: torch.Tensor, who: Positions = positions) -> torch.Tensor:
+            return attention(*x, who, window=window)
+
+        assert torch.autograd.gradcheck(run, inputs)
+
+
 @pytest.mark.parametrize(("queries", "window"), [(1, None), (6, None), (6, 3)])
 def test_compiled(queries: int, window: int | None) -> None:
     q, k, v = (x.float() for x in make(1, queries, 6))

@@ -116,6 +116,9 @@ def test_registration(dtype: torch.dtype) -> None:
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (kv, weight, state)]
     torch.library.opcheck(torch.ops.ascend_m1.short_conv.default, (*leaves, borders))
     torch.library.opcheck(torch.ops.ascend_m1.short_conv.default, (kv, weight, state, borders))
+    gradients = (torch.randn_like(kv), torch.randn_like(state))
+    backward = torch.ops.ascend_m1.short_conv_backward.default
+    torch.library.opcheck(backward, (*gradients, kv, weight, state, borders))
 
 
 def test_compiled() -> None:
