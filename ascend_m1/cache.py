@@ -47,7 +47,7 @@ class LayerCache(CacheLayerMixin):
 
         kv: [batch, columns, 2, kv_heads, head_dim], raw. Returns [batch, 2, kv_heads, head_dim].
         """
-        self.raw.reserve(1 + self.rollback, kv)
+        self._reserve(self.raw, 1 + self.rollback, kv, layout)
         assert self.raw.data is not None
         if not layout.continues:
             state = kv.new_zeros(kv.shape[0], *kv.shape[2:])
@@ -66,7 +66,7 @@ class LayerCache(CacheLayerMixin):
         tokens: most tokens a row can hold afterwards. ragged: rows may differ in length.
         """
         for ring, values in ((self.k, k), (self.v, v)):
-            ring.reserve(tokens, values)
+            self._reserve(ring, tokens, values, layout)
         if not layout.continues:
             self._store(k, v, layout)
             return k, v, layout.among_themselves()
@@ -85,6 +85,12 @@ class LayerCache(CacheLayerMixin):
             lambda: Positions(layout.positions, self.k.held(layout.new_lengths)[:, :count]),
         )
         return self.k.data[:, :count], self.v.data[:, :count], positions
+
+    @staticmethod
+    def _reserve(ring: Ring, tokens: int, values: Tensor, layout: Layout) -> None:
+        if not layout.continues:  # what a reset left behind may be of another batch size
+            ring.drop_unless_fits(values)
+        ring.reserve(tokens, values)
 
     def _beside(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Positions]:
         """Old keys and new ones side by side: for chunks that would overwrite what their first queries need."""
@@ -157,16 +163,14 @@ class M1Cache(Cache):
             raise CacheError(f"the cache holds {self.lengths.shape[0]} rows, the input has {batch}: use a new cache")
         return self.lengths
 
-    def begin(self, batch: int, columns: int) -> None:
-        """A forward over [batch, columns] starts; ``advance`` ends it.
+    def begin(self, columns: int) -> None:
+        """A forward over so many columns starts; ``advance`` ends it.
 
         Raises:
-            CacheError: the cache holds another number of rows, has no room, or a forward before failed halfway and may
-                have overwritten what it needed.
+            CacheError: there is no room, or a forward before failed halfway and may have overwritten what it needed.
         """
         if self.unfinished:
             raise CacheError("an earlier forward failed halfway and left this cache unusable: reset() it or build one")
-        self.lengths_of(batch)
         if self.max_length is not None and self.columns + columns > self.max_length:
             raise CacheError(
                 f"cache max_length={self.max_length} is full: {self.columns + columns} tokens do not fit; "

@@ -179,7 +179,7 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
         if use_cache and cache is None:
             cache = M1Cache(self.config)
         if cache is not None:
-            cache.begin(batch, columns)
+            cache.begin(columns)
         return cache, layout
 
 

@@ -31,8 +31,6 @@ class Ring:
         """Make room for ``tokens`` positions of values shaped as ``like`` [batch, any, ...]."""
         wanted = tokens if self.fixed is None else self.fixed
         wanted = wanted if self.limit is None else min(wanted, self.limit)
-        if self.data is not None and not self._fits(like):
-            self.data = None  # left over from a batch that was reset
         if wanted <= self.capacity:
             return
         if self.fixed is None and self.capacity:
@@ -42,10 +40,13 @@ class Ring:
             data[:, : self.capacity] = self.data
         self.data = data
 
-    def _fits(self, like: Tensor) -> bool:
-        assert self.data is not None
+    def drop_unless_fits(self, like: Tensor) -> None:
+        """Forget storage of another batch size, dtype or device: only for a sequence's start, when it holds nothing."""
+        if self.data is None:
+            return
         kept = (self.data.shape[0], self.data.dtype, self.data.device)
-        return kept == (like.shape[0], like.dtype, like.device)
+        if kept != (like.shape[0], like.dtype, like.device):
+            self.data = None
 
     def _grown(self, tokens: int) -> int:
         grown = -(-int(tokens * _GROWTH) // _ROUND) * _ROUND

@@ -15,7 +15,7 @@ from ..errors import AscendM1Error, CheckpointError, ConfigError, TokenizerError
 from ..generation import SamplingOptions, honoured
 from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from ..tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary
-from ..weights import check_checkpoint, read_json
+from ..weights import read_json
 from .options import note
 
 
@@ -57,14 +57,13 @@ def read_config(directory: str) -> BaichuanM1Config:
 
 
 def open_checkpoint(directory: str) -> Checkpoint:
-    """Everything but the weights' values, so that a mistake shows before they are read.
+    """Everything but the weights, which ``load_model`` checks before it reads them.
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: one line with the file, what is wrong and what to do.
     """
     config = read_config(directory)
     path = Path(directory)
-    check_checkpoint(path, BaichuanM1ForCausalLM, {"config": config})
     _check_generation_config(path / "generation_config.json", config)
     tokenizer = _read_tokenizer(path)
     check_vocabulary(tokenizer, config)

@@ -78,6 +78,15 @@ def test_a_reset_cache_takes_another_batch_size(model: BaichuanM1ForCausalLM, ba
             cache.reset()
 
 
+def test_a_cache_continued_in_another_dtype_is_not_dropped_in_silence(model: BaichuanM1ForCausalLM) -> None:
+    """For instance under autocast for the prompt only."""
+    cache = M1Cache(model.config)
+    with torch.no_grad():
+        model(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
+        with pytest.raises(RuntimeError, match=r"dtype|type"):
+            copy.deepcopy(model).float()(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
+
+
 def test_gradient_checkpointing_refuses_a_cache(model: BaichuanM1ForCausalLM) -> None:
     model.gradient_checkpointing_enable()
     model.train()
