@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 HOMES = {
     "ascend_m1": ".",
     "ascend_m1_ops": "ops",
+    "ascend_m1_hostnpu": "ops",
     "ascend_m1_finetune": "finetune",
     "ascend_m1_serve": "serve",
 }
@@ -22,6 +23,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "": ["py.typed"],
+        "ascend_m1_hostnpu": ["*.c"],
         "ascend_m1": ["checkpoints/*/*"],
     },
 )

@@ -78,6 +78,16 @@ def is_fast(dtype: torch.dtype, device: torch.device) -> bool:
     return bool(_FAST_CPU_FLAGS.get(dtype, set()) & cpu_flags())
 
 
+def is_accelerator(device: torch.device) -> bool:
+    """Whether the device has memory of its own."""
+    return device.type != "cpu"
+
+
+def default_graph(device: torch.device) -> str:
+    """How decode steps run: captured on an NPU, else operator by operator, which needs no compiler."""
+    return "npugraph" if device.type == "npu" else "eager"
+
+
 def cpu_flags() -> set[str]:
     """What the processor says it can do; empty where the system does not tell."""
     try:

@@ -13,8 +13,8 @@ import ascend_m1_ops
 PACKAGE = Path(ascend_m1_ops.__file__).parent
 CATALOGUE = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", CATALOGUE, flags=re.MULTILINE | re.DOTALL))
-FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-ROWS = ["exports", "formula", "shapes", "dtypes", "CPU", "backward", "tolerance"]
+FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/reference.py"))
+ROWS = ["exports", "formula", "shapes", "dtypes", "CPU", "NPU", "backward", "tolerance"]
 
 
 def listed(section: str) -> list[str]:

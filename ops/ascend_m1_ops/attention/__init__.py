@@ -14,11 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import npu
 from .kernels import Kernel, sdpa
 from .positions import Positions
+from .ragged import Ragged
 from .reference import attention_reference
 
-__all__ = ["Positions", "attention", "attention_reference", "sdpa"]
+__all__ = ["Positions", "attention", "attention_reference", "ragged_attention", "sdpa"]
 
 _BLOCK = 1024  # queries at once: a mask block of 32,768 keys is then 32 MiB
 
@@ -56,6 +58,11 @@ def attention(
         return torch.zeros_like(q)
     queries, keys = q.shape[1], k.shape[1]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.device.type == "npu":
+        out = npu.attend(q, k, v, positions, window, scale)
+        if out is not None:
+            return out
+        kernel = npu.compose
     if window is not None and window >= keys and positions is None:
         window = None
     if positions is None and window is None and queries in (1, keys):
@@ -71,6 +78,38 @@ def attention(
         mask = None if positions is None and queries == 1 else who.mask(window, rows, columns)
         outputs.append(kernel(q[:, rows], k[:, columns], v[:, columns], mask, False, scale))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_ends: list[int],
+    key_ends: list[int],
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attend in sequences laid end to end, without gradients: prefill whose keys are at hand, in order.
+
+    Args:
+        q: [T, heads, head_dim].
+        k, v: [S, kv_heads, head_dim].
+        query_ends, key_ends: cumulative lengths; the queries of a sequence are the last of its keys.
+        window, scale: as for ``attention``.
+
+    Returns:
+        [T, heads, head_dim].
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.device.type == "npu" and npu.takes(q):
+        return npu.infer(q, k, v, Ragged(None, None, query_ends, key_ends), window, scale)
+    outputs, row, column = [], 0, 0
+    for row_end, column_end in zip(query_ends, key_ends, strict=True):
+        keys, values = k[None, column:column_end], v[None, column:column_end]
+        outputs.append(attention(q[None, row:row_end], keys, values, window=window, scale=scale)[0])
+        row, column = row_end, column_end
+    return torch.cat(outputs) if outputs else torch.zeros_like(q)
 
 
 def _reachable(rows: slice, offset: int, window: int | None) -> slice:

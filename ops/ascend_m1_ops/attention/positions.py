@@ -9,10 +9,14 @@ so causality, sliding windows, padding, packed documents, and caches whose slots
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Positions:
     key_document: Tensor | None = None
     in_order: bool = False
     gapless: bool = False
-    _whole: dict[int | None, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def mask(self, window: int | None, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
         """True where visible: [batch, 1, T, S], or the given rows and columns of it.
@@ -41,9 +45,14 @@ class Positions:
         shape = (self.query.shape[1], self.key.shape[1])
         if (rows.indices(shape[0])[:2], columns.indices(shape[1])[:2]) != ((0, shape[0]), (0, shape[1])):
             return self._visible(window, rows, columns)
-        if window not in self._whole:
-            self._whole[window] = self._visible(window, rows, columns)
-        return self._whole[window]
+        return self.once(("mask", window), lambda: self._visible(window, rows, columns))
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """``make()`` at the first call with this key, its result at every other: layers share it."""
+        if key not in self._known:
+            self._known[key] = make()
+        found: T = self._known[key]
+        return found
 
     def _visible(self, window: int | None, rows: slice, columns: slice) -> Tensor:
         query, key = self.query[:, rows, None], self.key[:, None, columns]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import blocks_pay
+from . import npu
 from .kernels import rms_norm_blocks
 from .reference import rms_norm_reference
 
@@ -28,6 +29,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         [..., hidden], dtype of x. Low-precision inputs are computed in float32 and rounded once.
     """
+    if x.device.type == "npu":
+        return npu.rms_norm(x, weight, eps)
     if blocks_pay(x, weight):
         return rms_norm_blocks(x, weight, eps)
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
@@ -44,5 +47,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Returns:
         The normalised sum and the sum itself (the next residual), each [..., hidden].
     """
+    if x.device.type == "npu":
+        return npu.add_rms_norm(x, residual, weight, eps)
     total = x + residual
     return rms_norm(total, weight, eps), total

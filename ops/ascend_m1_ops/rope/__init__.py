@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import blocks_pay
+from . import npu
 from .kernels import rope_blocks
 from .reference import rope_reference
 
@@ -51,4 +52,6 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         The rotated x, same shape and dtype.
     """
+    if x.device.type == "npu":
+        return npu.apply_rope(x, cos, sin)
     return rope_blocks(x, cos, sin) if blocks_pay(x, cos, sin) else rope_reference(x, cos, sin)

@@ -1,13 +1,15 @@
 """The short convolution and its gradient, on every device.
 
-Low-precision rows are widened in blocks that stay in the processor's cache between the multiply, the add and the
-rounding; float32 needs no widening and goes in one piece.
+Long inputs are one pass over memory where oneDNN has a depthwise convolution for the processor. Elsewhere low-precision
+rows are widened in blocks that stay in the processor's cache between the multiply, the add and the rounding; float32
+needs no widening and goes in one piece.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..blocks import block_rows, wide_dtype
 
@@ -26,19 +28,49 @@ def _filter(rows: Tensor, previous_tap: Tensor, current_tap: Tensor, out: Tensor
     return out
 
 
+def _in_blocks(kv: Tensor, previous_tap: Tensor, current_tap: Tensor) -> Tensor:
+    out = torch.empty(kv.shape, dtype=kv.dtype, device=kv.device)
+    wide = wide_dtype(kv.dtype)
+    if kv.dtype == wide:
+        return _filter(kv, previous_tap, current_tap, out)
+    step = block_rows(kv)
+    for start in range(0, kv.shape[0], step):
+        lead = min(start, 1)  # a block needs the row before its first
+        rows = kv[start - lead : start + step].to(wide)
+        out[start : start + step] = _filter(rows, previous_tap, current_tap, torch.empty_like(rows))[lead:]
+    return out
+
+
+# Below so many elements the convolution's fixed cost, a fifth of a millisecond, is more than it saves.
+_ONE_PASS_ELEMENTS = 1 << 20
+
+
+def _one_pass(kv: Tensor) -> bool:
+    """Whether oneDNN's depthwise convolution takes these rows: many, without gaps, instructions for their dtype."""
+    many = kv.numel() >= _ONE_PASS_ELEMENTS and kv.is_contiguous()
+    if not many or kv.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if kv.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if kv.dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return kv.dtype == torch.float32
+
+
+def _depthwise(kv: Tensor, weight: Tensor) -> Tensor:
+    """All rows as one sequence, zeros before the first: a convolution over an image of one line, heads as channels."""
+    tokens, channels = kv.shape[0], kv.shape[1:].numel()
+    taps = weight.unsqueeze(2).expand(*kv.shape[1:], 2).reshape(channels, 1, 1, 2)
+    line = kv.view(1, 1, tokens, channels).permute(0, 3, 1, 2)  # channels last, as they lie in memory
+    out = F.conv2d(line, taps, padding=(0, 1), groups=channels)  # one row more: the padding behind
+    return out.permute(0, 2, 3, 1).reshape(tokens + 1, *kv.shape[1:])[:tokens]
+
+
 def forward(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """See ``ascend_m1_ops.short_conv``."""
     wide = wide_dtype(kv.dtype)
     previous_tap, current_tap = (tap.to(wide).unsqueeze(-1) for tap in weight.unbind(-1))
-    out = torch.empty(kv.shape, dtype=kv.dtype, device=kv.device)
-    if kv.dtype == wide:
-        _filter(kv, previous_tap, current_tap, out)
-    else:
-        step = block_rows(kv)
-        for start in range(0, kv.shape[0], step):
-            lead = min(start, 1)  # a block needs the row before its first
-            rows = kv[start - lead : start + step].to(wide)
-            out[start : start + step] = _filter(rows, previous_tap, current_tap, torch.empty_like(rows))[lead:]
+    out = _depthwise(kv, weight) if _one_pass(kv) else _in_blocks(kv, previous_tap, current_tap)
     owners, first_tokens, last_tokens = _boundaries(cu_seqlens)
     fresh = torch.addcmul(kv[first_tokens].to(wide) * current_tap, state[owners].to(wide), previous_tap)
     out.index_copy_(0, first_tokens, fresh.to(kv.dtype))

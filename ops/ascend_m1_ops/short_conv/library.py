@@ -1,4 +1,4 @@
-"""``torch.ops.ascend_m1.short_conv``: schema, checks, fake, autograd."""
+"""``torch.ops.ascend_m1.short_conv``: schema, checks, back ends, fake, autograd."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import npu
 from .kernels import backward, forward
 
 _library = torch.library.Library("ascend_m1", "FRAGMENT")
@@ -38,6 +39,11 @@ def _checked_forward(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tens
     return forward(kv, weight, state, cu_seqlens)
 
 
+def _checked_accelerator(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    _check(kv, weight, state, cu_seqlens)
+    return npu.forward_or_composition(kv, weight, state, cu_seqlens)
+
+
 def _forward_fake(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     _check(kv, weight, state, cu_seqlens)
     return kv.new_empty(kv.shape), state.new_empty(state.shape)
@@ -60,6 +66,9 @@ def _autograd(ctx: Any, grad: Tensor, grad_state: Tensor) -> tuple[Tensor | None
 
 _library.impl("short_conv", _checked_forward, "CompositeExplicitAutograd")
 _library.impl("short_conv_backward", backward, "CompositeExplicitAutograd")
+for _key in ("PrivateUse1", "CUDA"):  # a device's own key comes before CompositeExplicitAutograd
+    _library.impl("short_conv", _checked_accelerator, _key)
+    _library.impl("short_conv_backward", npu.backward_or_composition, _key)
 torch.library.register_fake("ascend_m1::short_conv", _forward_fake, lib=_library)
 torch.library.register_fake("ascend_m1::short_conv_backward", _backward_fake, lib=_library)
 torch.library.register_autograd("ascend_m1::short_conv", _autograd, setup_context=_setup_context, lib=_library)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..blocks import gradient_wanted
+from . import npu
 from .kernels import swiglu_in_place
 from .reference import swiglu_reference
 
-__all__ = ["swiglu", "swiglu_reference"]
+__all__ = ["swiglu", "swiglu_packed", "swiglu_reference"]
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -28,3 +29,18 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         model.
     """
     return torch.nn.functional.silu(gate) * up if gradient_wanted(gate, up) else swiglu_in_place(gate, up)
+
+
+def swiglu_packed(gate_up: Tensor) -> Tensor:
+    """``swiglu`` of one tensor that holds gate and up side by side, as one matrix product of both weights gives it.
+
+    Args:
+        gate_up: [..., 2 · intermediate].
+
+    Returns:
+        [..., intermediate]. On an NPU rounded once, elsewhere as ``swiglu``.
+    """
+    if gate_up.device.type == "npu":
+        return npu.swiglu_packed(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return swiglu(gate, up)

@@ -1,0 +1,104 @@
+"""The ways to run a decode step as one graph. Each is a function from a decoder to what replays it.
+
+On an NPU attention wants its lengths as numbers on the host: a captured graph is told the new ones at every replay
+(NPUGraph by ``update``, npugraph_ex through integer inputs), a CANN graph reads them from the device, as do graphs of
+plain torch operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .decode import Decoder
+
+Lengths = list[int] | Tensor
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Of one step: the likeliest tokens int64 [batch] and logits [batch, vocab]."""
+
+    tokens: Tensor
+    logits: Tensor
+
+
+Replay = Callable[[list[int], list[int]], Logits]
+
+
+def eager(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
+    """No graph: every operator is launched by the host."""
+    return decoder.forward
+
+
+def inductor(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
+    """Compiled by torch's own compiler: for a CPU."""
+    return _on_device(decoder, torch.compile(decoder.forward, fullgraph=True, dynamic=False))
+
+
+def npugraph(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
+    """torch_npu's NPUGraph: launches are captured as they are and replayed by the device."""
+    device = torch.get_device_module(decoder.model.embed.device)
+    arguments: tuple[Lengths, Lengths] = (lengths, rings) if decoder.lengths_on_host else decoder.buffers.lengths()
+    decoder.forward(*arguments)  # what is made on first use (workspaces, compiled kernels) is made before the capture
+    graph = device.NPUGraph()
+    with device.graph(graph, auto_dispatch_capture=True):
+        out = decoder.forward(*arguments)
+
+    def replay(lengths: list[int], rings: list[int]) -> Logits:
+        graph.replay()
+        if decoder.lengths_on_host:  # the replay waits before each attention until it is told
+            full, ring = {"actual_seq_kvlen": lengths}, {"actual_seq_kvlen": rings}
+            told = [full if spec.window is None else ring for spec in decoder.model.config.layer_specs]
+            graph.update(cpu_update_input=told)
+        return out
+
+    return replay
+
+
+def npugraph_ex(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
+    """torch.compile with torch_npu's npugraph_ex: traced, simplified, captured, replayed."""
+
+    def step(lengths: Lengths, rings: Lengths) -> Logits:
+        return decoder.forward(lengths, rings)
+
+    compiled: Any = torch.compile(step, backend="npugraph_ex", fullgraph=True, dynamic=False)
+    if not decoder.lengths_on_host:
+        return _on_device(decoder, compiled)
+    # The lengths alone are inputs that change; everything else stays a constant of the graph.
+    names = r"L\['(lengths|rings)'\]\[\d+\]"
+
+    def replay(lengths: list[int], rings: list[int]) -> Logits:
+        with torch.compiler.config.patch(dynamic_sources=names):  # type: ignore[attr-defined]
+            out: Logits = compiled(lengths, rings)
+        return out
+
+    replay(lengths, rings)
+    return replay
+
+
+def cann(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
+    """TorchAir's CANN graph: compiled by the graph engine, tiling and fusion included."""
+    from ascend_m1_ops.cann_graph.npu import backend
+
+    return _on_device(decoder, torch.compile(decoder.forward, backend=backend(), fullgraph=True, dynamic=False))
+
+
+def _on_device(decoder: Decoder, compiled: Callable[[Lengths, Lengths], Logits]) -> Replay:
+    arguments = decoder.buffers.lengths()
+    compiled(*arguments)
+    return lambda lengths, rings: compiled(*arguments)
+
+
+ROUTES: dict[str, Callable[[Decoder, list[int], list[int]], Replay]] = {
+    "eager": eager,
+    "inductor": inductor,
+    "npugraph": npugraph,
+    "npugraph_ex": npugraph_ex,
+    "cann": cann,
+}

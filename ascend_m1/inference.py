@@ -1,0 +1,131 @@
+"""The model over a paged cache, for serving: the same weights, ragged batches, nine launches a layer on an NPU.
+
+Built from a ``BaichuanM1ForCausalLM`` and sharing its parameters; gate and up projection become one matrix. Norm and
+residual are one operator, the convolution, RoPE and the cache write another. What a batch looks like is ``steps.py``'s
+business, where keys and values lie ``paged.py``'s.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ascend_m1_ops import (
+    add_rms_norm,
+    conv_rope_cache,
+    inverse_row_norm,
+    norm_head,
+    paged_attention,
+    ragged_attention,
+    rms_norm,
+    rope_tables,
+    swiglu_packed,
+)
+
+from .layers import BaichuanM1DecoderLayer
+from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
+from .paged import PagedCache, PagedLayer
+from .steps import Step, Window
+
+Table = tuple[Tensor, Tensor]  # cos and sin, float32 [positions, head_dim / 2]
+
+
+class InferenceLayer(nn.Module):
+    """One decoder layer. ``forward`` takes the last layer's output and the residual apart, to add them in its norm."""
+
+    def __init__(self, layer: BaichuanM1DecoderLayer) -> None:
+        super().__init__()
+        attention = layer.self_attn
+        self.spec, self.eps = attention.spec, layer.input_layernorm.eps
+        self.input_norm, self.post_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        self.qkv, self.o = attention.W_pack.weight, attention.o_proj.weight
+        taps = torch.stack([attention.conv_k.detach().view(-1, 2), attention.conv_v.detach().view(-1, 2)])
+        self.taps = nn.Parameter(taps, requires_grad=False)
+        self.gate_up, self.down = _pack_gate_up(layer), layer.mlp.down_proj.weight
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, step: Step, rope: Table, cache: PagedLayer
+    ) -> tuple[Tensor, Tensor]:
+        """x, residual [T, hidden] -> the MLP's output and the residual to add to it."""
+        if residual is None:
+            normed, residual = rms_norm(x, self.input_norm, self.eps), x
+        else:
+            normed, residual = add_rms_norm(x, residual, self.input_norm, self.eps)
+        attended = self.attend(nn.functional.linear(normed, self.qkv), step, rope, cache)
+        x = nn.functional.linear(attended.flatten(1), self.o)
+        normed, residual = add_rms_norm(x, residual, self.post_norm, self.eps)
+        gated = swiglu_packed(nn.functional.linear(normed, self.gate_up))
+        return nn.functional.linear(gated, self.down), residual
+
+    def attend(self, packed: Tensor, step: Step, rope: Table, cache: PagedLayer) -> Tensor:
+        """Packed projection [T, ...] -> [T, heads, head_dim]."""
+        scale = self.spec.head_dim**-0.5
+        if self.spec.window is None:
+            q = conv_rope_cache(packed, self.taps, *rope, step.global_table, cache.k, cache.v, cache.state)
+            return paged_attention(q, cache.k, cache.v, step.global_keys, query_ends=step.query_ends, scale=scale)
+        if step.window is None:
+            q = conv_rope_cache(packed, self.taps, *rope, step.window_table, cache.k, cache.v, cache.state)
+            return paged_attention(q, cache.k, cache.v, step.window_keys, scale=scale)
+        k, v = (_old_keys(ring, step.window) for ring in (cache.k, cache.v))
+        q = conv_rope_cache(packed, self.taps, *rope, step.window_table, k.unsqueeze(1), v.unsqueeze(1), cache.state)
+        for ring, new in ((cache.k, k), (cache.v, v)):
+            ring.flatten(0, 1).index_copy_(0, step.window.write_to, new.index_select(0, step.window.write_from))
+        ends = step.query_ends or []
+        return ragged_attention(q, k, v, ends, step.window.ends, window=self.spec.window, scale=scale)
+
+
+class InferenceModel(nn.Module):
+    """Embedding, layers and head over a ``PagedCache``.
+
+    Args:
+        model: in evaluation; its parameters are shared, and those of gate and up become views of one matrix.
+        max_length: tokens of the longest sequence, for the RoPE tables.
+    """
+
+    def __init__(self, model: BaichuanM1ForCausalLM, max_length: int) -> None:
+        super().__init__()
+        self.config = model.config
+        self.embed, self.norm, self.head = (
+            model.model.embed_tokens.weight,
+            model.model.norm.weight,
+            model.lm_head.weight,
+        )
+        self.layers = nn.ModuleList(InferenceLayer(cast(BaichuanM1DecoderLayer, layer)) for layer in model.model.layers)
+        self.head_scale = nn.Parameter(inverse_row_norm(model.lm_head.weight.detach()), requires_grad=False)
+        positions = torch.arange(max_length, device=self.embed.device)
+        wide = torch.float64 if self.embed.dtype == torch.float64 else torch.float32
+        self.rope = nn.ParameterDict()  # parameters, not buffers: a captured graph then uses them where they lie
+        for dim in {spec.head_dim for spec in self.config.layer_specs}:
+            tables = rope_tables(positions, dim, self.config.rope_theta, wide)
+            for name, table in zip(("cos", "sin"), tables, strict=True):
+                self.rope[f"{name}_{dim}"] = nn.Parameter(table, requires_grad=False)
+
+    def forward(self, step: Step, cache: PagedCache) -> Tensor:
+        """Logits [sequences, vocab] of each sequence's last token."""
+        x = nn.functional.embedding(step.tokens, self.embed)
+        residual: Tensor | None = None
+        for spec, layer, layer_cache in zip(self.config.layer_specs, self.layers, cache.layers, strict=True):
+            rope = (self.rope[f"cos_{spec.head_dim}"], self.rope[f"sin_{spec.head_dim}"])
+            x, residual = layer(x, residual, step, rope, layer_cache)
+        assert residual is not None
+        if step.last is not None:
+            x, residual = x.index_select(0, step.last), residual.index_select(0, step.last)
+        x, _ = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
+        return norm_head(x, self.head, self.head_scale)
+
+
+def _pack_gate_up(layer: BaichuanM1DecoderLayer) -> nn.Parameter:
+    """Both matrices as one [2 · intermediate, hidden]; the model's own become views, so nothing is held twice."""
+    gate, up = layer.mlp.gate_proj, layer.mlp.up_proj
+    packed = torch.cat([gate.weight.detach(), up.weight.detach()])
+    gate.weight.data, up.weight.data = packed.chunk(2)
+    return nn.Parameter(packed, requires_grad=False)
+
+
+def _old_keys(ring: Tensor, window: Window) -> Tensor:
+    """A buffer [size, kv_heads, head_dim] with the ring's keys in order, room for the new ones between."""
+    slots = ring.flatten(0, 1)
+    buffer = slots.new_empty(window.size, *slots.shape[1:])
+    return buffer.index_copy_(0, window.read_to, slots.index_select(0, window.read_from))

@@ -1,0 +1,198 @@
+"""What one forward over a ``PagedCache`` needs to know, as tensors: made on the host from plain numbers, once per step.
+
+A step is a list of chunks: for each sequence its row, its blocks, how many tokens it holds already and the new ones. A
+decode step has one new token each. Nothing here knows the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ascend_m1_ops import PagedKeys, TokenTable
+
+from .errors import CacheError
+from .paged import BLOCK_SIZE, FILLERS, PagedCache
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New tokens of one sequence.
+
+    row: of the cache's rows.
+    blocks: of global layers, enough for held + new tokens.
+    held: tokens in the cache.
+    tokens: the new ones' ids.
+    """
+
+    row: int
+    blocks: Sequence[int]
+    held: int
+    tokens: Sequence[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens after the step."""
+        return self.held + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Window layers in a prefill step: their keys in order, old ones from the ring first, then the new ones.
+
+    size: rows of the buffer. read_from, read_to: int64, ring slots and the buffer's rows of old keys. write_from,
+    write_to: int64, what goes back into the ring. ends: cumulative keys of the sequences.
+    """
+
+    size: int
+    read_from: Tensor
+    read_to: Tensor
+    write_from: Tensor
+    write_to: Tensor
+    ends: list[int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward's input.
+
+    tokens: int64 [T]. global_table, window_table: what the fused operator needs, slots of either kind of layer.
+    global_keys, window_keys: what paged attention needs. query_ends: None in a decode step. last: int64, the index of
+    each sequence's last token; None: all. window: None in a decode step.
+    """
+
+    tokens: Tensor
+    global_table: TokenTable
+    window_table: TokenTable
+    global_keys: PagedKeys
+    window_keys: PagedKeys
+    query_ends: list[int] | None = None
+    last: Tensor | None = None
+    window: Window | None = None
+
+
+def fillers(count: int, cache: PagedCache) -> list[Chunk]:
+    """Chunks of one token that fill a decode batch up; each writes to spare rows and slots of its own.
+
+    Raises:
+        CacheError: more than the cache has room for.
+    """
+    if count > FILLERS:
+        raise CacheError(f"{count} sequences are missing in a decode step, at most {FILLERS} can be filled up")
+    return [Chunk(row=cache.rows + i, blocks=[cache.blocks], held=i, tokens=[0]) for i in range(count)]
+
+
+def decode_step(chunks: Sequence[Chunk], cache: PagedCache, width: int, device: torch.device) -> Step:
+    """One token each. ``width``: blocks in a row of the block table, at least those of the longest sequence.
+
+    Raises:
+        CacheError: a chunk has not one token, or more blocks than ``width``.
+    """
+    for chunk in chunks:
+        if len(chunk.tokens) != 1 or len(chunk.blocks) > width:
+            raise CacheError(
+                f"a decode step takes one token and at most {width} blocks a sequence, not {len(chunk.tokens)} and "
+                f"{len(chunk.blocks)}"
+            )
+    table = _token_table(chunks, [global_slots(chunk) for chunk in chunks], device)
+    rings = [[cache.ring_slot(chunk.row, chunk.held)] for chunk in chunks]
+    blocks = [[*chunk.blocks, *[0] * (width - len(chunk.blocks))] for chunk in chunks]
+    window_blocks = [cache.ring_table(chunk.row) for chunk in chunks]
+    lengths = [chunk.length for chunk in chunks]
+    return Step(
+        tokens=_int64([chunk.tokens[0] for chunk in chunks], device),
+        global_table=table,
+        window_table=replace(table, slots=_int32(_flat(rings), device)),
+        global_keys=PagedKeys(_int32(blocks, device), lengths),
+        window_keys=PagedKeys(_int32(window_blocks, device), [min(n, cache.window or n) for n in lengths]),
+    )
+
+
+def prefill_step(chunks: Sequence[Chunk], cache: PagedCache, device: torch.device) -> Step:
+    """Whole prompts or the next pieces of them, of any length."""
+    width = max(len(chunk.blocks) for chunk in chunks)
+    table = _token_table(chunks, [global_slots(chunk) for chunk in chunks], device)
+    ends = _cumulative([len(chunk.tokens) for chunk in chunks])
+    window, window_slots = (None, []) if cache.window is None else _window(chunks, cache, device)
+    blocks = [[*chunk.blocks, *[0] * (width - len(chunk.blocks))] for chunk in chunks]
+    keys = PagedKeys(_int32(blocks, device), [chunk.length for chunk in chunks])
+    return Step(
+        tokens=_int64(_flat([list(chunk.tokens) for chunk in chunks]), device),
+        global_table=table,
+        window_table=replace(table, slots=_int32(window_slots, device)),
+        global_keys=keys,
+        window_keys=keys,
+        query_ends=ends,
+        last=_int64([end - 1 for end in ends], device),
+        window=window,
+    )
+
+
+def _token_table(chunks: Sequence[Chunk], slots: list[list[int]], device: torch.device) -> TokenTable:
+    starts = [[index, *[-1] * (len(chunk.tokens) - 1)] for index, chunk in enumerate(chunks)]
+    return TokenTable(
+        positions=_int32(_flat([list(range(c.held, c.length)) for c in chunks]), device),
+        slots=_int32(_flat(slots), device),
+        starts=_int32(_flat(starts), device),
+        cu_seqlens=_int32([0, *_cumulative([len(chunk.tokens) for chunk in chunks])], device),
+        state_rows=_int32([chunk.row for chunk in chunks], device),
+        continues=_int32([int(chunk.held > 0) for chunk in chunks], device),
+    )
+
+
+def global_slots(chunk: Chunk) -> list[int]:
+    """Slot of each new token in a global layer's storage."""
+    if len(chunk.blocks) * BLOCK_SIZE < chunk.length:
+        raise CacheError(f"{chunk.length} tokens do not fit into {len(chunk.blocks)} blocks of {BLOCK_SIZE}")
+    return [chunk.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(chunk.held, chunk.length)]
+
+
+def _window(chunks: Sequence[Chunk], cache: PagedCache, device: torch.device) -> tuple[Window, list[int]]:
+    """The buffer's plan and, for each new token, its row in it."""
+    assert cache.window is not None
+    read_from: list[int] = []
+    read_to: list[int] = []
+    write_from: list[int] = []
+    write_to: list[int] = []
+    slots: list[int] = []
+    ends: list[int] = []
+    at = 0
+    for chunk in chunks:
+        first = max(chunk.held - cache.window + 1, 0)  # the oldest key that the first new token sees
+        place = at - first  # of the token at position p: place + p
+        read_from += [cache.ring_slot(chunk.row, p) for p in range(first, chunk.held)]
+        read_to += range(place + first, place + chunk.held)
+        slots += range(place + chunk.held, place + chunk.length)
+        kept = range(max(chunk.held, chunk.length - cache.window), chunk.length)
+        write_from += [place + p for p in kept]
+        write_to += [cache.ring_slot(chunk.row, p) for p in kept]
+        at = place + chunk.length
+        ends.append(at)
+    read, write = (
+        (_int64(read_from, device), _int64(read_to, device)),
+        (_int64(write_from, device), _int64(write_to, device)),
+    )
+    return Window(at, *read, *write, ends), slots
+
+
+def _cumulative(counts: Sequence[int]) -> list[int]:
+    ends, total = [], 0
+    for count in counts:
+        total += count
+        ends.append(total)
+    return ends
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> list[int]:
+    return [value for values in lists for value in values]
+
+
+def _int32(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32).to(device)
+
+
+def _int64(values: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(device)

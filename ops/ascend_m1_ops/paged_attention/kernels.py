@@ -1,0 +1,49 @@
+"""Paged attention of plain torch operators, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..attention import attention
+
+
+def decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: list[int] | Tensor, scale: float
+) -> Tensor:
+    """One query a sequence: all sequences at once over gathered blocks, keys beyond a length masked.
+
+    With lengths on the device, shapes do not depend on them, so that a compiled step serves every one.
+    """
+    if not isinstance(lengths, Tensor):
+        block_table = block_table[:, : -(-max(lengths) // k_cache.shape[1])]
+        lengths = torch.tensor(lengths, device=q.device)
+    keys, values = (cache[block_table.long()].flatten(1, 2) for cache in (k_cache, v_cache))  # [B, S, KV, D]
+    group = q.shape[1] // k_cache.shape[2]
+    rows = q.unflatten(1, (-1, group))  # the heads of a group as rows of one matrix: K and V are read once
+    visible = torch.arange(keys.shape[1], device=q.device) < lengths.unsqueeze(1)
+    # What was never written may be anything, NaN too.
+    values = values.masked_fill(~visible[:, :, None, None], 0.0)
+    scores = (rows @ keys.permute(0, 2, 3, 1)).to(torch.float32) * scale
+    weights = scores.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
+    out: Tensor = weights.to(q.dtype) @ values.transpose(1, 2)
+    return out.flatten(1, 2)
+
+
+def prefill(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    lengths: list[int],
+    query_ends: list[int],
+    scale: float,
+) -> Tensor:
+    """Sequence by sequence, each over its own keys."""
+    outputs, start, size = [], 0, k_cache.shape[1]
+    for row, (length, end) in enumerate(zip(lengths, query_ends, strict=True)):
+        blocks = block_table[row, : -(-length // size)].long()
+        keys, values = (cache[blocks].flatten(0, 1)[None, :length] for cache in (k_cache, v_cache))
+        outputs.append(attention(q[None, start:end], keys, values, scale=scale)[0])
+        start = end
+    return torch.cat(outputs) if outputs else torch.zeros_like(q)

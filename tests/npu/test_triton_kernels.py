@@ -1,0 +1,141 @@
+"""The Triton kernels in Triton's interpreter, on CPU tensors, against the operators' definitions.
+
+The interpreter shows the algorithm: float32 and float16 are exact. It truncates when it rounds float32 to bfloat16,
+where hardware rounds to nearest, so there every rounding may be one spacing off. Memory safety and rounding are shown
+by ``tests/lowering``, which executes what the NPU's compiler lowers.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+
+from dataclasses import replace
+from itertools import accumulate
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+
+from ascend_m1_ops import TokenTable, conv_rope_cache_reference, short_conv_reference
+from ascend_m1_ops.conv_rope_cache import npu as fused
+from ascend_m1_ops.conv_rope_cache.triton import conv_rope_cache_kernel
+from ascend_m1_ops.short_conv import npu as conv
+from tests.ops.conv_rope_cases import Case, assert_same, make, run
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+GEOMETRIES = [(4, 2, 8), (3, 1, 4), (6, 3, 4), (20, 2, 256), (40, 8, 128)]
+LENGTHS = [[], [0], [1], [7], [1, 1, 1, 1, 1], [0, 3, 0, 0, 1, 2, 0], [9, 1, 6]]
+
+
+def test_kernels_are_interpreted() -> None:
+    assert not isinstance(conv_rope_cache_kernel, triton.JITFunction), "triton came before TRITON_INTERPRET=1"
+
+
+@pytest.fixture(params=[1, 3, 48], ids="{} programs".format)
+def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Borders between programs fall into sequences, between them, and after every row."""
+    for module in (fused, conv):
+        monkeypatch.setattr(module, "programs", lambda device: request.param)
+    return int(request.param)
+
+
+def kernel(*arguments: Tensor | TokenTable) -> Tensor:
+    """``npu.forward`` with the arguments of ``conv_rope_cache``."""
+    flat = [x for a in arguments for x in (vars(a).values() if isinstance(a, TokenTable) else (a,))]
+    return fused.forward(*flat)
+
+
+def tolerance(dtype: torch.dtype, case: Case) -> float:
+    """bfloat16: one spacing for each of two roundings, at the size of the largest k before its rotation."""
+    if dtype != torch.bfloat16:
+        return 0.0
+    raw = max((x.nan_to_num().abs().max().item() for x in (case.packed, case.state) if x.numel()), default=0.0)
+    return 2 * torch.finfo(dtype).eps * 2 * raw * max(1.0, case.weight.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_fused_equals_the_definition(lengths: list[int], dtype: torch.dtype, cores: int) -> None:
+    """Strided projection, cache and state; padding, fresh sequences over NaN, rows without state or slot."""
+    case = make(lengths, dtype, (4, 2, 8), padding=2)
+    assert_same(run(kernel, case), run(conv_rope_cache_reference, case), tolerance(dtype, case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_fused_geometries(geometry: tuple[int, int, int], dtype: torch.dtype) -> None:
+    case = make([3, 0, 1, 2], dtype, geometry)
+    assert_same(run(kernel, case), run(conv_rope_cache_reference, case), tolerance(dtype, case))
+
+
+def test_fused_chunks_equal_the_whole(cores: int) -> None:
+    case = make([9], torch.float32, plain=True)
+    want = run(kernel, case)
+    table, chunked = case.table, case.fresh()
+    for take in (slice(0, 4), slice(4, 5), slice(5, 9)):
+        places = TokenTable.prefill(
+            [take.stop - take.start], table.positions[take], table.slots[take], table.state_rows, table.continues
+        )
+        q = kernel(*replace(chunked, packed=case.packed[take], table=places).arguments())
+        assert torch.equal(q, want[0][take])
+    assert_same((want[0], chunked.k_cache, chunked.v_cache, chunked.state), want)
+
+
+def test_fused_padding_stores_nothing(cores: int) -> None:
+    """Nothing of a padded row is stored, whatever it holds."""
+    case = make([1] * 5, plain=True)
+    slots, rows = case.table.slots.clone(), case.table.state_rows.clone()
+    slots[3:], rows[3:] = -1, -1
+    case.packed[3:, -4 * 8 :] = torch.nan
+    case = replace(case, table=TokenTable.decode(case.table.positions, slots, rows))
+    assert_same(run(kernel, case), run(conv_rope_cache_reference, case), tolerance(torch.float32, case))
+
+
+def conv_inputs(
+    lengths: list[int], dtype: torch.dtype, heads: int = 3, head_dim: int = 4
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """kv (a slice of a wider projection), taps, state, borders."""
+    kv = torch.randn(sum(lengths), 4 + 2 * heads * head_dim).to(dtype)[:, 4:].unflatten(1, (2, heads, head_dim))
+    state = torch.randn(len(lengths), 2, heads, head_dim).to(dtype)
+    return kv, torch.randn(2, heads, 2).to(dtype), state, torch.tensor([0, *accumulate(lengths)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+def test_short_conv_equals_the_definition(
+    lengths: list[int], dtype: torch.dtype, index: torch.dtype, cores: int
+) -> None:
+    kv, weight, state, borders = conv_inputs(lengths, dtype)
+    out, after = conv.forward(kv, weight, state, borders.to(index))
+    want, want_after = short_conv_reference(kv.float(), weight.float(), state.float(), borders)
+    torch.testing.assert_close(out.float(), want, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    assert torch.equal(after.float(), want_after)
+
+
+@pytest.mark.parametrize("heads", [(2, 256), (8, 128), (1, 2)], ids=str)
+def test_short_conv_geometries(heads: tuple[int, int]) -> None:
+    kv, weight, state, borders = conv_inputs([2, 0, 3], torch.float32, *heads)
+    got, want = conv.forward(kv, weight, state, borders), short_conv_reference(kv, weight, state, borders)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_short_conv_gradients_are_those_of_the_definition(lengths: list[int], dtype: torch.dtype, cores: int) -> None:
+    """Autograd of the definition in float32 from the same flow; a tap's gradient is a sum over rows, rounded once."""
+    kv, weight, state, borders = conv_inputs(lengths, dtype)
+    flow = torch.randn(kv.shape).to(dtype), torch.randn(state.shape).to(dtype)
+    got = conv.backward(*flow, kv, weight, state, borders)
+    leaves = [tensor.detach().float().requires_grad_() for tensor in (kv, weight, state)]
+    outputs = short_conv_reference(*leaves, borders)
+    want = torch.autograd.grad(outputs, leaves, [g.float() for g in flow], materialize_grads=True)
+    for name, grad, exact in zip(("kv", "weight", "state"), got, want, strict=True):
+        assert grad.dtype == dtype, name
+        atol = 8 * torch.finfo(torch.float32).eps * max(1, len(kv)) if name == "weight" else 1e-6
+        torch.testing.assert_close(
+            grad.float(), exact, rtol=torch.finfo(dtype).eps, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
