@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ascend_m1_ops import PagedKeys, TokenTable, lengths_on_host
 
+from .configuration_baichuan_m1 import LayerSpec
 from .device import default_graph, is_accelerator
 from .errors import InputError
 from .graphs import ROUTES, Lengths, Logits, Replay
@@ -49,10 +49,9 @@ class Decoder:
         self.buffers = Buffers(batch, -(-max_length // BLOCK_SIZE), cache, model.embed.device)
         self._replay: Replay | None = None
 
-    @property
-    def lengths_on_host(self) -> bool:
-        """Whether attention takes the lengths as numbers on the host."""
-        return lengths_on_host(self.model.embed)
+    def lengths_on_host(self, spec: LayerSpec) -> bool:
+        """Whether attention in such a layer takes the lengths as numbers on the host."""
+        return lengths_on_host(self.model.embed.new_empty(0, spec.heads, spec.head_dim), spec.kv_heads)
 
     @torch.no_grad()
     def step(self, chunks: Sequence[Chunk]) -> Logits:
@@ -69,7 +68,7 @@ class Decoder:
         return Logits(out.tokens[: len(chunks)], out.logits[: len(chunks)])
 
     def forward(self, lengths: Lengths, rings: Lengths) -> Logits:
-        """What is captured: the step over the buffers, which hold the lengths as well."""
+        """What is captured: the step over the buffers. Lengths of None: attention reads them from there as well."""
         logits = self.model(self.buffers.step(lengths, rings), self.cache)
         return Logits(logits.argmax(-1), logits)
 
@@ -130,11 +129,6 @@ class Buffers:
             tokens=tokens,
             global_table=table,
             window_table=ring,
-            global_keys=PagedKeys(tables[0].view(self.batch, -1), lengths),
-            window_keys=PagedKeys(tables[1].view(self.batch, -1), rings),
+            global_keys=PagedKeys(tables[0].view(self.batch, -1), lengths, rows[6]),
+            window_keys=PagedKeys(tables[1].view(self.batch, -1), rings, rows[7]),
         )
-
-    def lengths(self) -> tuple[Tensor, Tensor]:
-        """The lengths in global and in window layers on the device, int32 [batch]."""
-        rows = self.data[6 * self.batch : 8 * self.batch]
-        return rows[: self.batch], rows[self.batch :]

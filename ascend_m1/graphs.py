@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .decode import Decoder
 
-Lengths = list[int] | Tensor
+Lengths = list[int] | None
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,17 @@ def inductor(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
 def npugraph(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
     """torch_npu's NPUGraph: launches are captured as they are and replayed by the device."""
     device = torch.get_device_module(decoder.model.embed.device)
-    arguments: tuple[Lengths, Lengths] = (lengths, rings) if decoder.lengths_on_host else decoder.buffers.lengths()
-    decoder.forward(*arguments)  # what is made on first use (workspaces, compiled kernels) is made before the capture
+    decoder.forward(lengths, rings)  # what is made on first use (workspaces, compiled kernels) is made before the capture
+    fused = [spec for spec in decoder.model.config.layer_specs if decoder.lengths_on_host(spec)]
     graph = device.NPUGraph()
     with device.graph(graph, auto_dispatch_capture=True):
-        out = decoder.forward(*arguments)
+        out = decoder.forward(lengths, rings)
 
     def replay(lengths: list[int], rings: list[int]) -> Logits:
         graph.replay()
-        if decoder.lengths_on_host:  # the replay waits before each attention until it is told
+        if fused:  # the replay waits before each of these attentions until it is told
             full, ring = {"actual_seq_kvlen": lengths}, {"actual_seq_kvlen": rings}
-            told = [full if spec.window is None else ring for spec in decoder.model.config.layer_specs]
-            graph.update(cpu_update_input=told)
+            graph.update(cpu_update_input=[full if spec.window is None else ring for spec in fused])
         return out
 
     return replay
@@ -68,8 +67,6 @@ def npugraph_ex(decoder: Decoder, lengths: list[int], rings: list[int]) -> Repla
         return decoder.forward(lengths, rings)
 
     compiled: Any = torch.compile(step, backend="npugraph_ex", fullgraph=True, dynamic=False)
-    if not decoder.lengths_on_host:
-        return _on_device(decoder, compiled)
     # The lengths alone are inputs that change; everything else stays a constant of the graph.
     names = r"L\['(lengths|rings)'\]\[\d+\]"
 
@@ -90,9 +87,8 @@ def cann(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
 
 
 def _on_device(decoder: Decoder, compiled: Callable[[Lengths, Lengths], Logits]) -> Replay:
-    arguments = decoder.buffers.lengths()
-    compiled(*arguments)
-    return lambda lengths, rings: compiled(*arguments)
+    compiled(None, None)
+    return lambda lengths, rings: compiled(None, None)
 
 
 ROUTES: dict[str, Callable[[Decoder, list[int], list[int]], Replay]] = {

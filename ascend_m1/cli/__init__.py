@@ -1,6 +1,7 @@
 """The command ``ascend-m1``: one module per sub-command, and the one place where errors become a line and a status.
 
-Status: 0 done, 2 a mistake in what the user gave (one line on stderr), 130 Ctrl-C, 141 the reader of stdout went away.
+Status: 0 done, 1 verify-npu found something wrong, 2 a mistake in what the user gave (one line on stderr), 130 Ctrl-C,
+141 the reader of stdout went away.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import AscendM1Error, InputError
-from . import chat, env, generate, plan
+from . import chat, env, generate, plan, verify_npu
 
 __all__ = ["main"]
 
-COMMANDS = (generate, chat, plan, env)
+COMMANDS = (generate, chat, plan, env, verify_npu)
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,8 +19,9 @@ def add_parser(commands: Any) -> None:
     """Declare the sub-command."""
     parser = commands.add_parser(
         "plan",
-        help="memory that a model needs",
-        description="Parameters and memory per device, computed from the configuration; needs no weights.",
+        help="memory that a model needs, and a prediction of its speed",
+        description="Parameters and memory per device, and predicted decode speed on Ascend products, computed from "
+        "the configuration; needs no weights.",
     )
     parser.add_argument(
         "--model", metavar="DIR", help="directory with config.json (default: the published 14B geometry)"
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..configuration_baichuan_m1 import BaichuanM1Config
     from ..device import DTYPES
     from ..plan import longest, make_plan, parameters
+    from ..prediction import predict, why_not
     from .loading import read_config
 
     if arguments.dtype not in DTYPES:
@@ -57,6 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
         size = int(arguments.memory * GIB)
         fits = plan.total <= size
         result["memory"] = {"bytes": size, "fits": fits, "longest": longest(config, plan, size)}
+    reason = why_not(plan)
+    dtype = DTYPES[arguments.dtype]
+    result["prediction"] = predict(config, plan, dtype.itemsize) if reason is None else {"reason": reason}
     write(json.dumps(result, indent=2) + "\n" if arguments.json else _table(result, plan))
     return 0
 
@@ -86,7 +91,29 @@ def _table(result: dict[str, Any], plan: Plan) -> str:
         )
     if "memory" in result:
         lines += ["", _verdict(result["memory"], plan)]
+    lines += ["", *_prediction(result["prediction"])]
     return "\n".join(lines) + "\n"
+
+
+def _prediction(found: dict[str, Any]) -> list[str]:
+    if "reason" in found:
+        return [f"no prediction of decode speed for {found['reason']}"]
+    lines = [
+        "predicted decode speed, not measured on an NPU: "
+        f"{found['launches']} launches, {found['bytes'] / 1e9:.2f} GB a step"
+    ]
+    for name, product in found["products"].items():
+        speed = f"{product['tokens_per_second']:.0f} tokens/s, at most {product['at_most']:.0f}"
+        device = f"{product['memory'] / 1e9:.0f} GB, {product['bandwidth'] / 1e12:g} TB/s"
+        title = f"{name} ({product['model']})"
+        lines.append(f"  {title:<22}{device}  {speed if product['fits'] else 'does not fit'}")
+    share, launch = found["assumed"]["share_of_bandwidth"], found["assumed"]["seconds_per_launch"]
+    lines.append(
+        f"  tokens/s = batch / (bytes / ({share} · bandwidth) + launches · {launch * 1e6:g} µs); {share} and "
+        f"{launch * 1e6:g} µs are assumed;\n  at most: bytes / bandwidth alone, while memory is the bound. 310P is "
+        "left out: its steps are composed."
+    )
+    return lines
 
 
 def _verdict(memory: dict[str, Any], plan: Plan) -> str:

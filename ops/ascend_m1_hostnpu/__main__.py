@@ -63,9 +63,8 @@ def _list() -> NoReturn:
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     from . import loading  # noqa: F401
     from .abi import OPERATOR_SYMBOLS
-    from .hccl import HCCL_MISSING
     from .operator import names
-    from .symbols import HCCL
+    from .symbols import HCCL, HCCL_MISSING
 
     known = sum(not symbol.endswith("WorkspaceSize") for symbol in OPERATOR_SYMBOLS)
     print("\n".join([*sorted(f"aclnn{name}" for name in names), *sorted(HCCL)]))

@@ -42,7 +42,13 @@ _DTYPES = {
     10: torch.float64,
     11: torch.bfloat16,
 }
-_REDUCTIONS = {0: ("sum", torch.add), 1: ("prod", torch.mul), 2: ("max", torch.maximum), 3: ("min", torch.minimum)}
+# HcclReduceOp
+_REDUCTIONS: dict[int, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    0: ("sum", torch.add),
+    1: ("prod", torch.mul),
+    2: ("max", torch.maximum),
+    3: ("min", torch.minimum),
+}
 # Which dtypes a product reduces, and what of them it does not multiply: page HcclAllReduce of the HCCL API (CANN 8.5).
 _HALVES = (torch.float16, torch.bfloat16)
 _NARROW = {torch.int8, torch.int16, torch.int32, torch.float16, torch.float32}
@@ -104,7 +110,7 @@ def _check_reduction(dtype: torch.dtype, op: int) -> None:
         raise RuleError(f"dataType: {dtype} cannot be reduced with {name} on {kind} (HCCL API, HcclAllReduce)")
 
 
-def _reduced(parts: Sequence[Tensor], op: int) -> Tensor:
+def reduced(parts: Sequence[Tensor], op: int) -> Tensor:
     """[n] of each rank -> [n], in the order of ranks."""
     wide = [part.float() if part.dtype in _HALVES else part for part in parts]
     return functools.reduce(_REDUCTIONS[op][1], wide).to(parts[0].dtype)
@@ -144,7 +150,7 @@ def _all_reduce(source: int, target: int, count: int, dtype: int, op: int, handl
     _check_reduction(mine.dtype, op)
 
     def run() -> None:
-        out.copy_(_reduced(peers.all_gather(group, mine).unbind(), op))
+        out.copy_(reduced(peers.all_gather(group, mine).unbind(), op))
 
     return _submit("HcclAllReduce", stream, run, [mine], [out])
 
@@ -159,7 +165,7 @@ def _reduce(
     def run() -> None:
         everybody = peers.all_gather(group, mine)
         for tensor in out:
-            tensor.copy_(_reduced(everybody.unbind(), op))
+            tensor.copy_(reduced(everybody.unbind(), op))
 
     return _submit("HcclReduce", stream, run, [mine], out)
 
@@ -203,7 +209,7 @@ def _scatter_reduced(
     def run() -> None:
         parts = [torch.empty_like(out) for _ in blocks]
         peers.exchange(group, blocks, parts)
-        out.copy_(_reduced(parts, op))
+        out.copy_(reduced(parts, op))
 
     return _submit(name, stream, run, blocks, [out])
 

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore, Work
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore, Work
 
 _HOST = "127.0.0.1"
 # CANN's own variables, in seconds: how long to wait for the others at the start, and in a collective.
@@ -32,7 +33,7 @@ class Communicator:
     rank: int
     size: int
     store: Store
-    gloo: ProcessGroupGloo
+    gloo: Any  # ProcessGroupGloo; its type stub lacks the operations
     sends: list[tuple[Work, Tensor]] = field(default_factory=list)  # under way, with what they send
     children: Counter[int] = field(default_factory=Counter)
 
@@ -68,7 +69,7 @@ def split(parent: Communicator, key: int, rank: int, size: int, name: str) -> Co
 
 
 def _meet(store: Store, rank: int, size: int, name: str) -> Communicator:
-    options = ProcessGroupGloo._Options()
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [ProcessGroupGloo.create_device(hostname=_HOST, lazy_init=False)]
     options._timeout = _timeout(_CONNECT)
     try:

@@ -40,13 +40,13 @@ def null_mode() -> Iterator[None]:
     answers = [(RUNTIME.slot(name), nothing) for name in _RUNTIME]
     answers.append((RUNTIME.slot("aclrtMemcpyAsync"), copy))
     answers += [(OPAPI.slot(name), nothing) for name in OPERATOR_SYMBOLS]
-    before = [slot.value for slot, _ in answers]
+    before, outer = [slot.value for slot, _ in answers], _active
     try:
         _active = True
         for slot, address in answers:
             slot.value = address
         yield
     finally:
-        _active = False
+        _active = outer
         for (slot, _), value in zip(answers, before, strict=True):
             slot.value = value

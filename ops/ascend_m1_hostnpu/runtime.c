@@ -2,6 +2,7 @@
  * objects (tensors, scalars, lists) that operator calls take. Signatures: acl/acl_rt.h and acl/acl_base.h of the wheel. */
 #include <malloc.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,6 +74,14 @@ int aclrtEventElapsedTime(float *ms, void *a, void *b) { *ms = 0; return 0; }
 
 /* Of HCCL only what its watchdog thread asks all the time; the rest is collectives.py. */
 int HcclGetCommAsyncError(void *comm, int *error) { *error = 0; return 0; }
+
+/* The older way to call operators, by type: it has no stand-ins, and must not seem to succeed. */
+static int refuse(const char *type) {
+    snprintf(hostnpu_message, sizeof hostnpu_message, "%s: the host NPU answers aclnn operators only, not aclop", type);
+    return 161001;
+}
+int aclopCompileAndExecute(const char *type) { return refuse(type); }
+int aclopCompileAndExecuteV2(const char *type) { return refuse(type); }
 
 /* Objects. One layout for all kinds, read by abi.py: six words, then `count` values (twice for a tensor). */
 typedef struct { int64_t kind, dtype, count, offset, format; void *data; int64_t values[]; } Object;

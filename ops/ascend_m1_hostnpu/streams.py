@@ -62,7 +62,7 @@ _updating: dict[int, tuple[_Group, list[Task]]] = {}
 _handles = itertools.count(16, 16)
 
 
-def submit(stream: int | None, run: Callable[[], None], launch: Launch) -> int:
+def submit(stream: int | None, run: Callable[[], object], launch: Launch) -> int:
     """Give a stream something to do. Returns CANN's error code."""
     return _give(stream or 0, Task(run, launch))
 

@@ -35,7 +35,7 @@ class TritonFinder:
     def find_spec(cls, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         if name != _INTERPRETER:
             return None
-        sys.meta_path.remove(cls)  # type: ignore[arg-type]
+        sys.meta_path.remove(cls)
         spec = PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
@@ -56,7 +56,7 @@ def install() -> None:
     if _INTERPRETER in sys.modules:
         _prepare(sys.modules[_INTERPRETER])
     else:
-        sys.meta_path.insert(0, TritonFinder)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, TritonFinder)
 
 
 def _prepare(interpreter: ModuleType) -> None:

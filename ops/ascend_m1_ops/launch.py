@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from .products import COMPOSITION, choice
+from .products.npu import product
+
 logger = logging.getLogger(__name__)
 
 # Vector cores of an Ascend 910B1, for where the device does not say. Any number is correct.
@@ -23,8 +26,12 @@ PROGRAMS_PER_MULTIPROCESSOR = 8
 _BACKENDS = {"npu": ("npu",), "cuda": ("cuda", "hip")}
 
 
-def why_not_triton(device_type: str) -> str | None:
-    """The reason why no Triton kernel can run on this type of device here; None if one can."""
+def why_not_triton(step: str, device_type: str) -> str | None:
+    """The reason why a step of the model cannot be a Triton kernel on this type of device here; None if it can."""
+    if device_type == "npu":
+        chosen = choice(step, product())
+        if chosen.operator == COMPOSITION:
+            return chosen.why
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (on an NPU: pip install triton-ascend)"
     return _why_not_driver(device_type)

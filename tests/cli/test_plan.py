@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_iter
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM, M1Cache
 from ascend_m1.plan import activation_bytes, cache_bytes, longest, make_plan, parameters, possible_devices
+from ascend_m1.prediction import decode_bytes
 
 from .conftest import Cli, tiny_config
 
@@ -118,3 +119,41 @@ def test_table_says_what_is_only_a_plan(cli: Cli, checkpoint: Path) -> None:
     assert "fits into 16 GiB" in ran.out
     assert cli("plan", "--model", checkpoint).out.startswith(f"{checkpoint}: ")
     assert "does not fit into 1 GiB" in cli("plan", "--memory", 1).out
+
+
+def test_predicted_speed_follows_its_formula(cli: Cli) -> None:
+    found = json.loads(cli("plan", "--json", "--length", 4096, "--batch", 8).out)["prediction"]
+    assert not found["measured"]
+    assert found["launches"] == 40 * 9 + 6
+    # all parameters but the embedding, 8 of its rows, the head's norms; 20 global and 20 window layers, K and V
+    weights = 14_467_389_440 - 133_120 * 5120 + 8 * 5120
+    cache = 8 * 4096 * 20 * 2 * (512 + 1024)
+    assert found["bytes"] == pytest.approx(2 * (weights + cache) + 4 * 133_120, rel=1e-3)
+    for product in found["products"].values():
+        step = found["bytes"] / (0.8 * product["bandwidth"]) + found["launches"] * 3e-6
+        assert product["tokens_per_second"] == pytest.approx(8 / step, abs=0.1)
+        assert product["tokens_per_second"] < product["at_most"]
+        assert product["source"]
+
+
+@pytest.mark.parametrize("length", [1, 8192, 8193, 32768])
+def test_a_window_layer_reads_its_window(length: int) -> None:
+    config = BaichuanM1Config()
+    seen = 20 * 2 * (512 * length + 1024 * min(length, 8192)) * 2
+    assert decode_bytes(config, 1, length, 2) - decode_bytes(config, 1, 0, 2) == seen
+
+
+def test_prediction_is_called_one(cli: Cli) -> None:
+    out = cli("plan").out
+    assert "predicted decode speed, not measured on an NPU" in out
+    assert "are assumed" in out
+    assert "does not fit" not in out
+    assert cli("plan", "--batch", 64).out.count("does not fit") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [(("--dtype", "float32"), "float32"), (("--devices", 2), "several devices")]
+)
+def test_nothing_is_predicted_where_nothing_was_counted(cli: Cli, options: tuple[object, ...], reason: str) -> None:
+    assert f"no prediction of decode speed for {reason}" in cli("plan", *options).out
+    assert reason in json.loads(cli("plan", "--json", *options).out)["prediction"]["reason"]

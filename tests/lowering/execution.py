@@ -101,7 +101,9 @@ def _run_guarded(program: Program, arguments: tuple[Tensor | int, ...], grid: in
     sizes = [span.nbytes // x.element_size() for span, x in zip(spans, tensors, strict=True)]
     addresses, scalars = [guard.address for guard in guards], [x for x in arguments if not isinstance(x, Tensor)]
     in_child(lambda: program(addresses, sizes, scalars, grid))
-    for guard, span in zip(guards, spans, strict=True):
+    for x, guard, span in zip(tensors, guards, spans, strict=True):
+        gaps = _gaps(x, span)
+        assert (span[gaps] == guard.bytes()[gaps]).all(), "the kernel wrote between a tensor's rows"
         span[:] = guard.bytes()
 
 
@@ -112,3 +114,12 @@ def _span(x: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return np.zeros(0, np.uint8)
     memory = (ctypes.c_uint8 * (elements * x.element_size())).from_address(x.data_ptr())
     return np.frombuffer(memory, np.uint8)
+
+
+def _gaps(x: Tensor, span: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which bytes of the span belong to no element."""
+    gaps = np.ones(span.shape, bool)
+    if span.size:
+        strides = [stride * x.element_size() for stride in x.stride()]
+        np.lib.stride_tricks.as_strided(gaps, [*x.shape, x.element_size()], [*strides, 1])[...] = False
+    return gaps

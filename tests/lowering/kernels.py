@@ -16,10 +16,10 @@ from tests.lowering.definition import Array, bits
 from tests.lowering.execution import Launch, executed, recorded
 from tests.ops.conv_rope_cases import make
 
-BACKWARD = "short_conv_backward_kernel"
-GEOMETRIES = {"global": (20, 2, 256), "window": (40, 8, 128)}  # query heads, key/value heads, head_dim
+FUSED, BACKWARD = "conv_rope_cache_kernel", "short_conv_backward_kernel"
+# Query heads, key/value heads, head_dim, and the cache's block_size: 1 where a chunk of a window layer is prefilled.
+GEOMETRIES = {"global": (20, 2, 256, 128), "window": (40, 8, 128, 128), "window chunk": (40, 8, 128, 1)}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-BLOCK_SIZE = 128  # of the paged cache
 # Decode (one token each), prefill with an empty sequence, one long sequence over several programs.
 BATCHES = {"decode": [1, 1, 1, 1, 1], "prefill": [4, 0, 1, 3], "one sequence": [7]}
 
@@ -37,7 +37,9 @@ class Form:
 
 
 def forms() -> list[Form]:
-    return [Form(kernel, geometry, dtype) for kernel in _CHECKS for geometry in GEOMETRIES for dtype in DTYPES]
+    """All that differ in what is compiled: block_size matters to the fused kernel alone."""
+    own = {kernel: tuple(GEOMETRIES) if kernel == FUSED else ("global", "window") for kernel in _CHECKS}
+    return [Form(kernel, geometry, dtype) for kernel in _CHECKS for geometry in own[kernel] for dtype in DTYPES]
 
 
 def launch_of(form: Form) -> Launch:
@@ -71,7 +73,8 @@ Check = tuple[Callable[[], tuple[Tensor, ...]], tuple[Array, ...]]
 
 def _fused(form: Form, lengths: list[int]) -> Check:
     torch.manual_seed(0)
-    case = make(lengths, DTYPES[form.dtype], GEOMETRIES[form.geometry], padding=2, block_size=BLOCK_SIZE)
+    *geometry, block_size = GEOMETRIES[form.geometry]
+    case = make(lengths, DTYPES[form.dtype], tuple(geometry), padding=2, block_size=block_size)
     want = definition.conv_rope_cache(case)
 
     def call() -> tuple[Tensor, ...]:
@@ -84,10 +87,10 @@ def _fused(form: Form, lengths: list[int]) -> Check:
 def _conv_inputs(form: Form, lengths: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """kv (a slice of a packed projection), taps, state, borders."""
     torch.manual_seed(0)
-    dtype, (_, kv_heads, head_dim) = DTYPES[form.dtype], GEOMETRIES[form.geometry]
+    dtype, (_, kv_heads, head_dim, _) = DTYPES[form.dtype], GEOMETRIES[form.geometry]
     packed = torch.randn(sum(lengths), 8 + 2 * kv_heads * head_dim).to(dtype)
     state = torch.randn(len(lengths), 2, kv_heads, head_dim).to(dtype)
-    borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    borders = torch.tensor([0, *accumulate(lengths)])  # int64, as the model has them
     return packed[:, 8:].unflatten(1, (2, kv_heads, head_dim)), torch.randn(2, kv_heads, 2).to(dtype), state, borders
 
 
@@ -103,7 +106,7 @@ def _backward(form: Form, lengths: list[int]) -> Check:
 
 
 _CHECKS: dict[str, Callable[[Form, list[int]], Check]] = {
-    "conv_rope_cache_kernel": _fused,
+    FUSED: _fused,
     "short_conv_kernel": _forward,
     BACKWARD: _backward,
 }

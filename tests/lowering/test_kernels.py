@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lowering.execution import lowered
-from tests.lowering.kernels import BACKWARD, BATCHES, DTYPES, GEOMETRIES, Form, check_execution, forms, launch_of
+from tests.lowering.kernels import BACKWARD, BATCHES, DTYPES, FUSED, GEOMETRIES, Form, check_execution, forms, launch_of
 from tests.lowering.toolchain import TARGETS, accept
 
 FORMS = forms()
@@ -43,14 +43,14 @@ def test_k_is_rounded_between_convolution_and_rotation(form: Form) -> None:
     casts = [call for call in accept(lowered(launch_of(form)), TARGETS[0]).calls() if call.startswith("vcast")]
     narrowing = [call for call in casts if "float_to" in call]
     # q: two halves. k: two halves, twice. v: one row.
-    expected = {"conv_rope_cache_kernel": 2 + 4 + 1, "short_conv_kernel": 1, BACKWARD: 2}
+    expected = {FUSED: 2 + 4 + 1, "short_conv_kernel": 1, BACKWARD: 2}
     assert len(narrowing) == expected[form.kernel], casts
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_state_is_written_after_it_was_read(geometry: str) -> None:
     """The barrier before the state's store stops every pipe of the core (the other one ends the kernel)."""
-    accepted = accept(lowered(launch_of(Form("conv_rope_cache_kernel", geometry, "bfloat16"))), TARGETS[0])
+    accepted = accept(lowered(launch_of(Form(FUSED, geometry, "bfloat16"))), TARGETS[0])
     assert accepted.hivm.count("pipe_barrier[<PIPE_ALL>]") == 2
 
 

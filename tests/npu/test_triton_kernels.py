@@ -8,30 +8,35 @@ by ``tests/lowering``, which executes what the NPU's compiler lowers.
 from __future__ import annotations
 
 import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
-
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
 import triton
 from torch import Tensor
 
-from ascend_m1_ops import TokenTable, conv_rope_cache_reference, short_conv_reference
+from ascend_m1_ops import TokenTable, conv_rope_cache, conv_rope_cache_reference, short_conv, short_conv_reference
+from ascend_m1_ops import launch as launch_module
 from ascend_m1_ops.conv_rope_cache import npu as fused
 from ascend_m1_ops.conv_rope_cache.triton import conv_rope_cache_kernel
 from ascend_m1_ops.short_conv import npu as conv
-from tests.ops.conv_rope_cases import Case, assert_same, make, run
+from ascend_m1_ops.testing import gradients
+from tests.ops.conv_rope_cases import Case, assert_same, make, run, with_gaps
 
+pytest_plugins = ["ascend_m1_hostnpu.pytest_plugin"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 GEOMETRIES = [(4, 2, 8), (3, 1, 4), (6, 3, 4), (20, 2, 256), (40, 8, 128)]
 LENGTHS = [[], [0], [1], [7], [1, 1, 1, 1, 1], [0, 3, 0, 0, 1, 2, 0], [9, 1, 6]]
 
 
 def test_kernels_are_interpreted() -> None:
-    assert not isinstance(conv_rope_cache_kernel, triton.JITFunction), "triton came before TRITON_INTERPRET=1"
+    assert not isinstance(conv_rope_cache_kernel, triton.JITFunction), (
+        "the host NPU prepares Triton's interpreter before its import"
+    )
 
 
 @pytest.fixture(params=[1, 3, 48], ids="{} programs".format)
@@ -139,3 +144,72 @@ def test_short_conv_gradients_are_those_of_the_definition(lengths: list[int], dt
         torch.testing.assert_close(
             grad.float(), exact, rtol=torch.finfo(dtype).eps, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def on_npu(case: Case) -> Case:
+    """The same on the device, gaps included."""
+    moved = {name: with_gaps(getattr(case, name).npu()) for name in ("k_cache", "v_cache", "state")}
+    table = TokenTable(*(tensor.npu() for tensor in vars(case.table).values()))
+    rest = {name: getattr(case, name).npu() for name in ("packed", "weight", "cos", "sin")}
+    return replace(case, table=table, **moved, **rest)
+
+
+@pytest.mark.usefixtures("host_npu")
+def test_fused_on_npu_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``conv_rope_cache`` finds the kernel by the device of its tensors."""
+    started = []
+    launch = fused.launch
+    monkeypatch.setattr(fused, "launch", lambda *x, **y: (started.append(x[0]), launch(*x, **y)))
+    case = make([3, 0, 1], torch.float16, padding=2)
+    device = on_npu(case)
+    q = conv_rope_cache(*device.arguments())
+    got = [x.cpu() for x in (q, device.k_cache, device.v_cache, device.state)]
+    assert_same(got, run(conv_rope_cache_reference, case))
+    assert started == [conv_rope_cache_kernel]
+
+
+@pytest.mark.usefixtures("host_npu")
+def test_short_conv_on_npu_trains() -> None:
+    """Forward and backward through the registered operator, as a LoRA run goes."""
+    *inputs, borders = conv_inputs([4, 0, 1, 6], torch.float32)
+    want = gradients(lambda *x: short_conv_reference(*x, borders), inputs)
+    got = gradients(lambda *x: tuple(y.cpu() for y in short_conv(*x, borders.npu())), [x.npu() for x in inputs])
+    for grad, exact in zip(got, want, strict=True):
+        assert grad.device.type == "npu"
+        torch.testing.assert_close(grad.cpu(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("host_npu")
+def test_a_composition_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A head_dim that is no power of two has no kernel; the result is the same."""
+    launch_module.log_composition.cache_clear()
+    case = make([3, 1], torch.float32, (3, 1, 6), plain=True)
+    device = on_npu(case)
+    with caplog.at_level("WARNING", logger="ascend_m1_ops.launch"):
+        q = conv_rope_cache(*device.arguments())
+        conv_rope_cache(*device.arguments())
+    assert [record.message for record in caplog.records] == [
+        "conv_rope_cache on npu: composed of torch calls: no kernel for a head_dim of 6, only for powers of two"
+    ]
+    torch.testing.assert_close(q.cpu(), run(conv_rope_cache_reference, case)[0])
+
+
+@pytest.mark.usefixtures("host_npu")
+def test_no_kernel_on_310p(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_module, "product", lambda: "310P")
+    assert "310P" in (launch_module.why_not_triton("conv_rope_cache", "npu") or "")
+    monkeypatch.setattr(launch_module, "product", lambda: "A2")
+    assert launch_module.why_not_triton("conv_rope_cache", "npu") is None
+
+
+def test_kernels_compile_for_cuda() -> None:
+    """One source for both compilers: mainline Triton makes device code of it for an H100, with no GPU to run it."""
+    root = Path(__file__).parents[2]
+    away = {"TRITON_INTERPRET", "HOSTNPU_POISON"}
+    environment = {name: value for name, value in os.environ.items() if name not in away}
+    environment |= {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PYTHONPATH": os.pathsep.join([str(root), str(root / "ops")])}
+    command = [sys.executable, "-m", "tests.npu.compile_for_cuda"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    kernels = ["conv_rope_cache_kernel", "short_conv_kernel", "short_conv_backward_kernel"]
+    assert run.stdout.split() == kernels

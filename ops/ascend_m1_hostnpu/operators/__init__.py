@@ -16,10 +16,14 @@ MODULES = (
     "rope",
     "activation",
     "infer_attention",
+    "older_attention",
     "training_attention",
     "cache",
     "optimizer",
     "loss",
+    "cross_entropy",
+    "quant",
+    "quant_matmul",
 )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..operator import need
+
 TRIANGLE = 2048  # side of the one mask that sparse modes 2, 3 and 4 take
 
 
@@ -64,17 +66,13 @@ def band_columns(rows: int, count: int, shift: int, before: int, after: int) -> 
     return range(min(first, count), max(min(first, count), min(count, rows + shift + after)))
 
 
-def check_triangle(mask: Tensor) -> None:
-    """The compressed mask hides exactly what lies above the diagonal.
-
-    Raises:
-        ValueError: its diagonals and edges show that it does not; the device would compute something else.
-    """
+def check_triangle(mask: Tensor, page: str) -> None:
+    """Raise RuleError unless the compressed mask's diagonals and edges hide what lies above the diagonal."""
     square = mask.reshape(TRIANGLE, TRIANGLE)
     shown = square.diagonal().any() or square[:, 0].any()
     hidden = square.diagonal(1).all() and square[0, 1:].all()
-    if shown or not hidden:
-        raise ValueError("attenMask: sparse modes 2, 3 and 4 take triu(ones(2048, 2048), 1), 1 where hidden")
+    rule = "sparse modes 2, 3 and 4 take triu(ones(2048, 2048), 1), 1 where hidden"
+    need(bool(hidden and not shown), "attenMask", rule, page)
 
 
 def spans(ends: list[int]) -> list[range]:

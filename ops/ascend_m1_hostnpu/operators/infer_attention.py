@@ -6,7 +6,6 @@ Pages: ops-transformer attention/fused_infer_attention_score/docs/aclnnFusedInfe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ SIGNATURES = {
     "V5": _V4 + "IA qStartIdx, IA kvStartIdx, " + _NUMBERS + "i64 queryQuantMode, i64 pseType, " + _OUTPUTS,
 }
 _USED = {"query", "key", "value", "attenMask", "actualSeqLengths", "actualSeqLengthsKv", "blockTable", "attentionOut"}
-_MAX_TOKENS = 2**31 - 1
+MAX_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -153,16 +152,16 @@ def _call(names: list[str], values: tuple[Any, ...]) -> Call:
 def _single(call: Call) -> Call:
     """One query for each sequence outside TND: the operator ignores sparse mode, tokens and query lengths."""
     mask = None if call.sparse in (2, 3, 4) else call.mask
-    changed = {"sparse": 0, "before": _MAX_TOKENS, "after": _MAX_TOKENS, "q_lengths": None, "mask": mask}
+    changed = {"sparse": 0, "before": MAX_TOKENS, "after": MAX_TOKENS, "q_lengths": None, "mask": mask}
     return Call(**{**call.__dict__, **changed})
 
 
-def _compute(names: list[str], *values: Any) -> None:
-    call = _call(names, values)
+def compute(call: Call) -> None:
+    """Write ``call.out`` and, if asked for, ``call.lse``."""
     if call.query.numel() == 0:
         return
     if call.sparse in (2, 3, 4) and call.mask is not None:
-        check_triangle(call.mask)
+        check_triangle(call.mask, rules.DOCS)
     for index, (rows, keys) in enumerate(zip(call.rows(), call.spans_of_keys(), strict=True)):
         seen = call.visible(len(rows), len(keys))
         part = range(keys.start + seen.start, keys.start + seen.stop)
@@ -209,7 +208,7 @@ def _hidden(call: Call, index: int, rows: int, count: int, seen: range) -> Tenso
     """[rows, seen]; None where every row sees every key."""
     if call.sparse in (2, 3, 4):
         shift = 0 if call.sparse == 2 else count - rows
-        before, after = (call.before, call.after) if call.sparse == 4 else (_MAX_TOKENS, 0)
+        before, after = (call.before, call.after) if call.sparse == 4 else (MAX_TOKENS, 0)
         alone = rows == 1 and call.sparse != 2  # one row sees all that is left to see
         return None if alone else outside_band(rows, seen, shift, before, after)
     if call.mask is None:
@@ -221,9 +220,8 @@ def _hidden(call: Call, index: int, rows: int, count: int, seen: range) -> Tenso
     return mask if call.sparse == 1 else mask | outside_band(rows, seen, 0, call.before, call.after)
 
 
-def _traffic(names: list[str], *values: Any) -> tuple[int, int]:
+def traffic(call: Call) -> tuple[int, int]:
     """Live keys and values once, queries, block table, a full mask. The triangle of modes 2 to 4 stays on the chip."""
-    call = _call(names, values)
     size = call.key.dtype.itemsize * call.kv_heads * call.head_dim * 2
     lengths = zip(call.rows(), call.spans_of_keys(), strict=True)
     read = sum(len(call.visible(len(rows), len(keys))) * size for rows, keys in lengths)
@@ -231,15 +229,15 @@ def _traffic(names: list[str], *values: Any) -> tuple[int, int]:
     return read, nbytes(call.out) + (nbytes(call.lse) if call.lse_flag else 0)
 
 
-def _rules(version: str, names: list[str], *values: Any) -> None:
-    rules.check(version, _call(names, values))
+def _define(version: str, signature: str) -> None:
+    names = [argument.name for argument in parse(signature)]
+    aclnn(
+        f"FusedInferAttentionScore{version}",
+        signature,
+        rules=lambda *values: rules.check(version, _call(names, values)),
+        traffic=lambda *values: traffic(_call(names, values)),
+    )(lambda *values: compute(_call(names, values)))
 
 
-def _define() -> None:
-    for version, signature in SIGNATURES.items():
-        names = [argument.name for argument in parse(signature)]
-        check, traffic = partial(_rules, version, names), partial(_traffic, names)
-        aclnn(f"FusedInferAttentionScore{version}", signature, rules=check, traffic=traffic)(partial(_compute, names))
-
-
-_define()
+for _version, _signature in SIGNATURES.items():
+    _define(_version, _signature)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .infer_attention import Call
 
 _FOLDER = "ops-transformer attention/fused_infer_attention_score"
+DOCS = f"{_FOLDER}/docs"
 HOST = f"{_FOLDER}/op_host/fused_infer_attention_score_tiling.cpp"
 DENSE_LAYOUTS = ("BSH", "BSND", "BNSD")
 _PRODUCTS = {"V3": ("910B", "A3"), "V4": ("910B", "A3"), "V5": ("950",)}
@@ -26,9 +27,21 @@ _MASK_TYPES = (torch.bool, torch.int8, torch.uint8)
 
 def check(version: str, call: Call) -> None:
     """Raise RuleError for a call that the operator does not take."""
-    page = f"{_FOLDER}/docs/aclnnFusedInferAttentionScore{version}.md"
+    page = f"{DOCS}/aclnnFusedInferAttentionScore{version}.md"
     names = " and ".join(_PRODUCTS[version])
     need(product() in _PRODUCTS[version], "product", f"exists on {names} only, this is {product()}", page)
+    check_common(call, page)
+    if call.packed and call.query.numel() and version != "V5":
+        _check_kernels(call, page)
+    if call.lse_flag:
+        shape = (*call.query.shape[:2], 1) if call.packed else (call.batch, call.heads, call.query_length, 1)
+        need(
+            call.lse.shape == shape and call.lse.dtype == torch.float32, "softmaxLse", f"is float32 {list(shape)}", page
+        )
+
+
+def check_common(call: Call, page: str) -> None:
+    """What all of the attention operators for inference want."""
     layouts = (*DENSE_LAYOUTS, "TND")
     known = call.layout in layouts and (
         call.out_layout == call.layout or (call.layout, call.out_layout) == ("BNSD", "BSND")
@@ -38,6 +51,8 @@ def check(version: str, call: Call) -> None:
     _check_tensors(call, page)
     if call.query.numel() == 0:
         return
+    if call.packed:
+        _check_lengths(call, page)
     if call.block_table is not None:
         _check_pages(call, page)
     if call.packed:
@@ -45,11 +60,6 @@ def check(version: str, call: Call) -> None:
     else:
         _check_dense(call, page)
     _check_mask(call, page)
-    if call.lse_flag:
-        shape = (*call.query.shape[:2], 1) if call.packed else (call.batch, call.heads, call.query_length, 1)
-        need(
-            call.lse.shape == shape and call.lse.dtype == torch.float32, "softmaxLse", f"is float32 {list(shape)}", page
-        )
 
 
 def _check_tensors(call: Call, page: str) -> None:
@@ -126,19 +136,19 @@ def _check_pages(call: Call, page: str) -> None:
     need(enough, "blockTable", f"{table.shape[1]} blocks of {call.block_size} are too few for {longest} keys", page)
 
 
-def _check_packed(call: Call, page: str) -> None:
+def _check_lengths(call: Call, page: str) -> None:
     for name, lengths in (("actualSeqLengths", call.q_lengths), ("actualSeqLengthsKv", call.kv_lengths)):
         need(bool(lengths), name, "is required in TND", page)
         need(len(lengths or ()) <= 4096, name, "has at most 4096 entries", page)
         need(min(lengths or (0,)) >= 0, name, "has no negative entry", page)
     q_lengths, kv_lengths = call.q_lengths or [], call.kv_lengths or []
-    need(
-        len(q_lengths) == len(kv_lengths),
-        "actualSeqLengthsKv",
-        f"has {len(q_lengths)} entries as actualSeqLengths",
-        page,
-    )
+    rule = f"has {len(q_lengths)} entries as actualSeqLengths, got {len(kv_lengths)}"
+    need(len(q_lengths) == len(kv_lengths), "actualSeqLengthsKv", rule, page)
     need(q_lengths == sorted(q_lengths), "actualSeqLengths", f"is cumulative in TND, got {q_lengths[:8]}", page)
+
+
+def _check_packed(call: Call, page: str) -> None:
+    q_lengths, kv_lengths = call.q_lengths or [], call.kv_lengths or []
     tokens = call.query.shape[0]
     need(
         q_lengths[-1] == tokens,
@@ -156,13 +166,13 @@ def _check_packed(call: Call, page: str) -> None:
             f"ends with the {count} tokens of key, got {kv_lengths[-1]}",
             HOST,
         )
-    if product() == "950":
-        return
-    if uses_first_kernel(call):
-        if call.sparse == 4:
-            need(-call.after <= call.before, "nextTokens", "the band of preTokens and nextTokens is empty", HOST)
-    else:
+
+
+def _check_kernels(call: Call, page: str) -> None:
+    if not uses_first_kernel(call):
         _check_second_kernel(call, page)
+    elif call.sparse == 4:
+        need(-call.after <= call.before, "nextTokens", "the band of preTokens and nextTokens is empty", HOST)
 
 
 def uses_first_kernel(call: Call) -> bool:

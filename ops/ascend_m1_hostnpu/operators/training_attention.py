@@ -1,4 +1,4 @@
-"""aclnnFlashAttentionScore and aclnnFlashAttentionVarLenScore with their derivatives (A2, A3).
+"""aclnnFlashAttentionScore and aclnnFlashAttentionVarLenScore with their derivatives (A2, A3; V4 of the first on 950).
 
 Pages: ops-transformer attention/flash_attention_score/docs and attention/flash_attention_score_grad/docs, one for each
 operator; torch_npu-npu_fusion_attention.md of op-plugin for what its length lists may hold.
@@ -31,15 +31,23 @@ _SAVED = (
     f"T query, T key, T value, T dy, T realShift, {_MASKS}T softmaxMax, T softmaxSum, T softmaxIn, T attentionOut, "
 )
 _GRADIENTS = "T! dq, T! dk, T! dv, T! dpse"
+_STARTS = "IA qStartIdx, IA kvStartIdx, "
+_OPTIONAL = ", ".join(f"T optional{i}" for i in range(6)) + ", "  # scales and rope inputs, always null
 FORWARD = {
     "FlashAttentionScore": f"{_INPUTS}IA prefix, {_NUMBERS}, {_OUTPUTS}",
     "FlashAttentionVarLenScore": f"{_INPUTS}{_LENGTHS}{_NUMBERS}, {_OUTPUTS}",
     "FlashAttentionVarLenScoreV4": f"{_INPUTS}{_LENGTHS}{_NUMBERS}, s softmaxLayout, {_OUTPUTS}",
+    "FlashAttentionScoreV4": f"{_INPUTS}{_OPTIONAL}{_LENGTHS}{_STARTS}{_NUMBERS}, i64 outDtype, i64 pseType, "
+    f"s softmaxLayout, i64 seed, i64 offset, {_OUTPUTS}",
 }
 BACKWARD = {
     "FlashAttentionScoreGrad": f"{_SAVED}IA prefix, {_NUMBERS}, {_GRADIENTS}",
     "FlashAttentionUnpaddingScoreGrad": f"{_SAVED}{_LENGTHS}{_NUMBERS}, {_GRADIENTS}",
     "FlashAttentionUnpaddingScoreGradV4": f"{_SAVED}{_LENGTHS}{_NUMBERS}, {_GRADIENTS}, s softmaxLayout",
+    "FlashAttentionScoreGradV4": f"{_SAVED}T sink, {_OPTIONAL}T optional6, {_LENGTHS}{_STARTS}"
+    + _NUMBERS.replace("s inputLayout", "s inputLayout, s softmaxLayout")
+    + ", i64 pseType, i64 seed, i64 offset, i64 outDtype, "
+    "T! dq, T! dk, T! dv, T! dqRope, T! dkRope, T! dpse, T! dsink",
 }
 _OPD = "op-plugin torch_npu-npu_fusion_attention.md"
 _AXES = {"BSND": "bsnd", "BNSD": "bnsd", "BSH": "bsh", "SBH": "sbh"}
@@ -56,9 +64,9 @@ class Sequence:
 
 def _named(names: list[str], values: tuple[Any, ...]) -> dict[str, Any]:
     given = dict(zip(names, values, strict=True))
-    for name in ("realShift", "dropMask", "prefix"):
-        if given[name] is not None and len(given[name]):
-            raise NotImplementedError(f"{name}: the stand-in knows no position shift, dropout or prefix")
+    for name in ("realShift", "dropMask", "prefix", "sink"):
+        if given.get(name) is not None and len(given[name]):
+            raise NotImplementedError(f"{name}: the stand-in knows no position shift, dropout, prefix or sink")
     return given
 
 
@@ -109,7 +117,7 @@ def _parts(given: dict[str, Any]) -> Iterator[tuple[Sequence, range, Tensor | No
     """Each sequence with the keys that it can see and the mask on them."""
     mask, mode = given["attenMask"], given["sparseMode"]
     if mask is not None and mode in (2, 3, 4):
-        check_triangle(mask)
+        check_triangle(mask, _OPD)
     before, after = given["preTokens"], given["nextTokens"]
     for one in _sequences(given):
         rows, count = len(one.rows), len(one.keys)
@@ -171,10 +179,12 @@ def _traffic(names: list[str], written: tuple[str, ...], *values: Any) -> tuple[
 def _check(page: str, names: list[str], *values: Any) -> None:
     given = _named(names, values)
     query, key, value, layout = given["query"], given["key"], given["value"], given["inputLayout"]
-    need(product() in ("910B", "A3"), "product", f"exists on 910B and A3 only, this is {product()}", page)
+    products = ("950",) if "qStartIdx" in given else ("910B", "A3")
+    need(product() in products, "product", f"exists on {' and '.join(products)} only, this is {product()}", page)
     need(given["keepProb"] == 1.0, "keepProb", f"the stand-in knows 1 only, got {given['keepProb']}", page)
-    packed = "actualSeqQLen" in given
-    known = ("TND",) if packed else tuple(_AXES)
+    packed = layout == "TND"
+    either = ("TND", *_AXES) if "qStartIdx" in given else tuple(_AXES)
+    known = ("TND",) if "actualSeqQLen" in given and "qStartIdx" not in given else either
     need(layout in known, "inputLayout", f"is one of {', '.join(known)}, got {layout}", page)
     types = (torch.float16, torch.bfloat16, torch.float32)
     need(query.dtype in types, "query", f"is float16, bfloat16 or float32, got {query.dtype}", page)
@@ -211,13 +221,7 @@ def _sizes(given: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _check_lengths(given: dict[str, Any], page: str) -> None:
-    rows, keys = given["actualSeqQLen"] or [], given["actualSeqKvLen"] or []
-    need(
-        len(rows) == len(keys),
-        "actualSeqKvLen",
-        f"has as many entries as actualSeqQLen, got {len(keys)} for {len(rows)}",
-        page,
-    )
+    rows = given["actualSeqQLen"]  # as long as the other list: op-plugin sees to it
     need(1 <= len(rows) <= 2048, "actualSeqQLen", f"has 1 to 2048 entries, got {len(rows)}", page)
     for name, tensor in (("actualSeqQLen", given["query"]), ("actualSeqKvLen", given["key"])):
         ends = _ends(given, name)

@@ -102,7 +102,7 @@ def ragged_attention(
         [T, heads, head_dim].
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if q.device.type == "npu" and npu.takes(q):
+    if q.device.type == "npu" and npu.takes(q, k.shape[1]):
         return npu.infer(q, k, v, Ragged(None, None, query_ends, key_ends), window, scale)
     outputs, row, column = [], 0, 0
     for row_end, column_end in zip(query_ends, key_ends, strict=True):

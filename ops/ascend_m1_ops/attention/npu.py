@@ -1,8 +1,8 @@
 """Attention on an NPU: the vendor's fused operators on ragged rows (layout TND), or plain products.
 
 Rules that decide the form (docs/npu.md has them with their sources): head_dim 256 is taken in TND only; a window is a
-band, sparse_mode 4 with pre_tokens = window - 1; a decode step whose keys are all visible needs no mask (sparse_mode 0),
-which keeps the fast decode kernels.
+band, sparse_mode 4 with pre_tokens = window - 1; a decode step whose keys are all visible needs no mask
+(sparse_mode 0), which keeps the fast decode kernels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from .positions import Positions
 from .ragged import Ragged, find_ragged, whole_rows
 
 _NO_LIMIT = 2147483647
+_UNGROUPED = (64, 128, 192)
 _MASK = 2048  # the operators take a compressed triangle of this size
+_SEQUENCES = 2048  # that npu_fusion_attention takes at once
 
 
-def takes(q: Tensor) -> bool:
-    """Whether a vendor operator computes attention without gradients in this dtype on this product."""
-    return bool(chosen("attention", q.dtype) != "composition")
+def takes(q: Tensor, kv_heads: int, step: str = "attention") -> bool:
+    """Whether the vendor's inference operator computes ``step`` for q [..., heads, head_dim] on this product.
+
+    Layout TND has two kernels: one for grouped heads up to head_dim 256, one for a few sizes of head_dim.
+    """
+    heads, head_dim = q.shape[-2:]
+    fits = head_dim <= 256 if heads > kv_heads else head_dim in _UNGROUPED
+    return bool(fits and chosen(step, q.dtype) != "composition")
 
 
 def attend(
@@ -32,17 +39,19 @@ def attend(
 ) -> Tensor | None:
     """See ``ascend_m1_ops.attention``; None: no vendor operator takes this call, compose it."""
     training = gradient_wanted(q, k, v)
-    operator = chosen("attention_training" if training else "attention", q.dtype)
-    if operator == "composition":
+    if not (chosen("attention_training", q.dtype) != "composition" if training else takes(q, k.shape[2])):
         return None
     ragged = _ragged(q, k, positions, window)
     if ragged is None:
         return None
+    if not ragged.query_ends:  # nothing but padding
+        return torch.zeros_like(q)
     rows = _rows(q, ragged.queries), _rows(k, ragged.keys), _rows(v, ragged.keys)
-    out = (_fusion if training else infer)(*rows, ragged, window, scale)
+    out = (train if training else infer)(*rows, ragged, window, scale)
     if ragged.queries is None:
         return out.view(q.shape)
-    return torch.zeros_like(q).flatten(0, 1).index_copy(0, ragged.queries, out).view(q.shape)
+    # index_copy has no operator on 950
+    return torch.zeros_like(q).flatten(0, 1).index_put((ragged.queries,), out).view(q.shape)
 
 
 def _ragged(q: Tensor, k: Tensor, positions: Positions | None, window: int | None) -> Ragged | None:
@@ -93,6 +102,13 @@ def infer(q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, window: int | None, s
         sparse_mode=sparse,
     )[0]
     return out
+
+
+def train(q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, window: int | None, scale: float) -> Tensor:
+    """``infer`` with gradients."""
+    parts = ragged.parts(_SEQUENCES)
+    outputs = [_fusion(q[rows], k[columns], v[columns], part, window, scale) for rows, columns, part in parts]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _fusion(q: Tensor, k: Tensor, v: Tensor, ragged: Ragged, window: int | None, scale: float) -> Tensor:

@@ -6,6 +6,7 @@ order. Worked out on the host, once per forward.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,15 @@ class Ragged:
     def longest(self) -> int:
         """Most keys of a sequence."""
         return max(end - start for start, end in zip([0, *self.key_ends], self.key_ends, strict=False))
+
+    def parts(self, at_most: int) -> Iterator[tuple[slice, slice, Ragged]]:
+        """So many sequences at a time: their rows of the queries and of the keys in this order, and their ends."""
+        row = column = 0
+        for start in range(0, len(self.query_ends), at_most):
+            rows, columns = (ends[start : start + at_most] for ends in (self.query_ends, self.key_ends))
+            ends = [end - row for end in rows], [end - column for end in columns]
+            yield slice(row, rows[-1]), slice(column, columns[-1]), Ragged(None, None, *ends)
+            row, column = rows[-1], columns[-1]
 
 
 def whole_rows(batch: int, queries: int, keys: int) -> Ragged:

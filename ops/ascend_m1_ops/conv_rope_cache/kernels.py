@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..rope import apply_rope
-from ..short_conv import kernels as short_conv
+from ..short_conv import kernels, short_conv_step
 
 
 def forward(
@@ -32,23 +32,34 @@ def forward(
     block_size, kv_heads, head_dim = k_cache.shape[1:]
     rows = packed.unflatten(1, (-1, head_dim))
     kv = rows[:, -2 * kv_heads :].unflatten(1, (2, kv_heads))
-    convolved, after = short_conv.forward(kv, weight, _state_before(state, state_rows, continues), cu_seqlens)
+    borders = cu_seqlens.tolist()
+    before = _state_before(state, state_rows, continues)
+    if borders == list(range(kv.shape[0] + 1)):  # decode
+        convolved, after = short_conv_step(kv, weight, before)
+    else:
+        convolved, after = kernels.forward(kv, weight, before, cu_seqlens)
+        state_rows = torch.where(cu_seqlens.diff() > 0, state_rows, -1)
     cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
-    k, v = apply_rope(convolved[:, 0], cos, sin), convolved[:, 1]
-    stored = (slots >= 0).nonzero().squeeze(1)
-    if stored.shape[0] < slots.shape[0]:
-        slots, k, v = slots[stored], k[stored], v[stored]
-    page, place = slots // block_size, slots % block_size
-    k_cache.index_put_((page, place), k)
-    v_cache.index_put_((page, place), v)
-    remembered = ((state_rows >= 0) & (cu_seqlens.diff() > 0)).nonzero().squeeze(1)
-    state.index_copy_(0, state_rows[remembered].long(), after[remembered])
+    slots, k, v = _kept(slots, apply_rope(convolved[:, 0], cos, sin), convolved[:, 1])
+    place = (slots // block_size, slots % block_size)
+    k_cache.index_put_(place, k)
+    v_cache.index_put_(place, v)
+    remembered, last = _kept(state_rows, after)
+    state.index_put_((remembered,), last)
     return apply_rope(rows[:, : -2 * kv_heads], cos, sin).contiguous()
+
+
+def _kept(index: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Without the entries whose index is negative."""
+    if min(index.tolist(), default=0) >= 0:
+        return index, *values
+    kept = index >= 0
+    return index[kept], *(value[kept] for value in values)
 
 
 def _state_before(state: Tensor, rows: Tensor, continues: Tensor) -> Tensor:
     """Raw k and v before each sequence [sequences, 2, kv_heads, head_dim]: its row of the state, or zeros."""
+    if min(rows.tolist(), default=0) >= 0 and all(continues.tolist()):
+        return state.index_select(0, rows)
     known = (rows >= 0) & (continues != 0)
-    if state.shape[0] == 0:
-        return state.new_zeros(rows.shape[0], *state.shape[1:])
-    return torch.where(known[:, None, None, None], state[rows.clamp(min=0).long()], 0)
+    return state.new_zeros(rows.shape[0], *state.shape[1:]).index_put_((known,), state[rows[known]])

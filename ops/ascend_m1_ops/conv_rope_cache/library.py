@@ -16,57 +16,53 @@ _library.define(
 _PLACES = ("positions", "slots", "starts", "cu_seqlens", "state_rows", "continues")
 
 
-def _need(condition: bool, message: str) -> None:
-    torch._check(condition, lambda: f"conv_rope_cache: {message}")
+def _need(condition: bool, message: str, *values: object) -> None:
+    """Values are put into the message only if it is needed: a decode step checks thirty conditions in each layer."""
+    if condition is not True:  # False, or undecided while tracing
+        shown = [list(value) if isinstance(value, tuple) else value for value in values]
+        torch._check(condition, lambda: "conv_rope_cache: " + message.format(*shown))
 
 
 def _check(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> None:
     *places, k_cache, v_cache, state = rest
-    _check_floats(packed, weight, cos, sin, k_cache, v_cache, state)
-    _check_places(packed.shape[0], places)
-
-
-def _check_floats(
-    packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, state: Tensor
-) -> None:
-    _need(k_cache.dim() == 4, f"k_cache must be [blocks, block_size, kv_heads, head_dim], not {list(k_cache.shape)}")
-    kv_heads, head_dim = k_cache.shape[2:]
-    same = list(v_cache.shape) == list(k_cache.shape)
-    _need(same, f"v_cache must be {list(k_cache.shape)} like k_cache, not {list(v_cache.shape)}")
-    _need(packed.dim() == 2, f"packed must be [tokens, (heads + 2 kv_heads) head_dim], not {list(packed.shape)}")
-    fits = packed.shape[1] % head_dim == 0 and packed.shape[1] > 2 * kv_heads * head_dim
-    need = f"(heads + {2 * kv_heads}) · {head_dim}"
-    _need(fits, f"packed must have {need} columns for the cache {list(k_cache.shape)}, not {packed.shape[1]}")
-    _need(list(weight.shape) == [2, kv_heads, 2], f"weight must be [2, {kv_heads}, 2], not {list(weight.shape)}")
-    want = [2, kv_heads, head_dim]
-    _need(list(state.shape[1:]) == want, f"state must be [rows, 2, {kv_heads}, {head_dim}], not {list(state.shape)}")
-    for name, table in (("cos", cos), ("sin", sin)):
-        shape = list(table.shape)
-        _need(
-            table.dim() == 2 and shape[1] * 2 == head_dim, f"{name} must be [positions, {head_dim // 2}], not {shape}"
-        )
-    wide = torch.float64 if packed.dtype == torch.float64 else torch.float32
-    _need(cos.dtype == sin.dtype == wide, f"cos and sin must be {wide}, not {cos.dtype}, {sin.dtype}")
-    _need(cos.shape[0] == sin.shape[0], f"cos and sin must be of one length, not {cos.shape[0]}, {sin.shape[0]}")
+    _need(k_cache.dim() == 4, "k_cache must be [blocks, block_size, kv_heads, head_dim], not {}", k_cache.shape)
+    _, _, kv_heads, head_dim = k_cache.shape
+    _need(v_cache.shape == k_cache.shape, "v_cache must be {} like k_cache, not {}", k_cache.shape, v_cache.shape)
+    _need(packed.dim() == 2, "packed must be [tokens, (heads + 2 kv_heads) head_dim], not {}", packed.shape)
+    tokens, columns = packed.shape
+    fits = columns % head_dim == 0 and columns > 2 * kv_heads * head_dim
+    _need(fits, "packed must have (heads + {}) · {} columns to fit k_cache, not {}", 2 * kv_heads, head_dim, columns)
+    _need(weight.shape == (2, kv_heads, 2), "weight must be [2, {}, 2], not {}", kv_heads, weight.shape)
+    want = (2, kv_heads, head_dim)
+    _need(state.shape[1:] == want, "state must be [rows, 2, {}, {}], not {}", kv_heads, head_dim, state.shape)
+    _check_tables(packed, cos, sin, head_dim)
     for name, tensor in (("weight", weight), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)):
-        _need(tensor.dtype == packed.dtype, f"{name} must be {packed.dtype} like packed, not {tensor.dtype}")
-    _need(packed.stride(1) == 1, "packed must have contiguous rows: pass packed.contiguous()")
-    for name, tensor in (("k_cache", k_cache), ("v_cache", v_cache), ("state", state)):
-        _need(
-            tensor.stride(-1) == 1 and tensor.stride(-2) == head_dim,
-            f"{name} must be contiguous in [kv_heads, head_dim], not of strides {list(tensor.stride())}",
-        )
-    _need(
-        state.stride(1) == kv_heads * head_dim, f"state must have contiguous rows, not strides {list(state.stride())}"
-    )
-
-
-def _check_places(tokens: int, places: list[Tensor]) -> None:
+        _need(tensor.dtype == packed.dtype, "{} must be {} like packed, not {}", name, packed.dtype, tensor.dtype)
+    _check_strides(packed, k_cache, v_cache, state)
     sequences = places[-1].shape[0]
     sizes = (tokens, tokens, tokens, sequences + 1, sequences, sequences)
     for name, tensor, size in zip(_PLACES, places, sizes, strict=True):
-        _need(tensor.dtype == torch.int32, f"{name} must be int32, not {tensor.dtype}")
-        _need(tensor.dim() == 1 and tensor.shape[0] == size, f"{name} must be [{size}], not {list(tensor.shape)}")
+        _need(tensor.dtype == torch.int32, "{} must be int32, not {}", name, tensor.dtype)
+        _need(tensor.shape == (size,), "{} must be [{}], not {}", name, size, tensor.shape)
+
+
+def _check_tables(packed: Tensor, cos: Tensor, sin: Tensor, head_dim: int) -> None:
+    for name, table in (("cos", cos), ("sin", sin)):
+        fits = table.dim() == 2 and table.shape[1] * 2 == head_dim
+        _need(fits, "{} must be [positions, {}], not {}", name, head_dim // 2, table.shape)
+    wide = torch.float64 if packed.dtype == torch.float64 else torch.float32
+    _need(cos.dtype == sin.dtype == wide, "cos and sin must be {}, not {}, {}", wide, cos.dtype, sin.dtype)
+    _need(cos.shape == sin.shape, "cos and sin must be of one length, not {}, {}", cos.shape, sin.shape)
+
+
+def _check_strides(packed: Tensor, k_cache: Tensor, v_cache: Tensor, state: Tensor) -> None:
+    _need(packed.stride(1) == 1, "packed must have contiguous rows: pass packed.contiguous()")
+    kv_heads, head_dim = k_cache.shape[2:]
+    for name, tensor in (("k_cache", k_cache), ("v_cache", v_cache), ("state", state)):
+        dense = tensor.stride()[-2:] == (head_dim, 1)
+        _need(dense, "{} must be contiguous in [kv_heads, head_dim], not of strides {}", name, tensor.stride())
+    dense = state.stride(1) == kv_heads * head_dim
+    _need(dense, "state must have contiguous rows, not strides {}", state.stride())
 
 
 def _composed(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def why_composed(packed: Tensor, cos: Tensor, k_cache: Tensor) -> str | None:
         return f"no kernel for {packed.dtype} with tables of {cos.dtype}"
     if head_dim & (head_dim - 1) or head_dim < 4:
         return f"no kernel for a head_dim of {head_dim}, only for powers of two"
-    return why_not_triton(packed.device.type)
+    return why_not_triton("conv_rope_cache", packed.device.type)
 
 
 def forward(

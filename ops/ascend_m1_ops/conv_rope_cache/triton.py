@@ -116,3 +116,16 @@ def conv_rope_cache_kernel(
                 final = raw + (tl.load(cu_seqlens + sequence + 1) - 1) * stride
                 tl.store(own_state + full_tile, tl.load(final + full_tile))
                 tl.store(own_state + v_tile, tl.load(final + v_tile))
+
+
+def _traffic(arguments):
+    """Bytes a launch reads and writes if every row is stored, by its arguments; for models of its time."""
+    a = arguments
+    head = a["tokens"] * 2 * a["half"] * a["packed"].element_size()
+    kv, q = 2 * a["kv_heads"] * head, a["heads"] * head
+    state = a["state_rows"].shape[0] * kv // max(a["tokens"], 1)
+    tables = a["tokens"] * 2 * a["half"] * a["cos"].element_size()
+    return q + kv + 2 * state + tables, q + kv + state
+
+
+conv_rope_cache_kernel.traffic = _traffic

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..attention import npu as attention_npu
 from . import npu
 from .kernels import decode, prefill
 from .reference import paged_attention_reference
@@ -26,17 +27,19 @@ class PagedKeys:
 
     Attributes:
         block_table: int32 [sequences, n], blocks in order; what lies beyond the length is not read.
-        lengths: keys of each sequence, its new tokens included. A list of ints; or, in a graph whose lengths change
-            from step to step, an int64 tensor [sequences] on the device (decode steps only).
+        lengths: keys of each sequence, its new tokens included.
+        device_lengths: the same on the device, int32 or int64 [sequences]. A graph whose lengths change from step to
+            step has them, for decode steps; a graph that nobody can tell new ``lengths`` has only them.
     """
 
     block_table: Tensor
-    lengths: list[int] | Tensor
+    lengths: list[int] | None = None
+    device_lengths: Tensor | None = None
 
 
-def lengths_on_host(like: Tensor) -> bool:
-    """Whether attention on this tensor's device and in its dtype takes lengths as numbers, outside a CANN graph."""
-    return like.device.type == "npu" and npu.takes(like)
+def lengths_on_host(q: Tensor, kv_heads: int) -> bool:
+    """Whether attention of such queries [..., heads, head_dim] takes lengths as numbers, outside a CANN graph."""
+    return q.device.type == "npu" and attention_npu.takes(q, kv_heads, "paged_attention")
 
 
 def paged_attention(
@@ -71,10 +74,11 @@ def paged_attention(
             f"block_table has {sequences} sequences: give as many queries in a decode step, else as many ends"
         )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if q.device.type == "npu" and npu.takes(q):
-        return npu.attend(q, k_cache, v_cache, keys.block_table, keys.lengths, query_ends, scale)
+    host, device = keys.lengths, keys.device_lengths
+    if host is None and (query_ends is not None or device is None):
+        raise ValueError("lengths must be given, unless it is a decode step with device_lengths")
+    if lengths_on_host(q, k_cache.shape[2]):
+        return npu.attend(q, k_cache, v_cache, keys.block_table, host or device, query_ends, scale)
     if query_ends is None:
-        return decode(q, k_cache, v_cache, keys.block_table, keys.lengths, scale)
-    if isinstance(keys.lengths, Tensor):
-        raise ValueError("lengths must be a list of ints unless it is a decode step")
-    return prefill(q, k_cache, v_cache, keys.block_table, keys.lengths, query_ends, scale)
+        return decode(q, k_cache, v_cache, keys.block_table, host if device is None else device, scale)
+    return prefill(q, k_cache, v_cache, keys.block_table, host or [], query_ends, scale)

@@ -9,12 +9,13 @@ from ..attention import attention
 
 
 def decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: list[int] | Tensor, scale: float
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: list[int] | Tensor | None, scale: float
 ) -> Tensor:
     """One query a sequence: all sequences at once over gathered blocks, keys beyond a length masked.
 
     With lengths on the device, shapes do not depend on them, so that a compiled step serves every one.
     """
+    assert lengths is not None
     if not isinstance(lengths, Tensor):
         block_table = block_table[:, : -(-max(lengths) // k_cache.shape[1])]
         lengths = torch.tensor(lengths, device=q.device)

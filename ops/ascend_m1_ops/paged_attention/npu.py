@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from ..attention.npu import triangle
-from ..products.npu import chosen
 
 _NO_LIMIT = 2147483647
-
-
-def takes(q: Tensor) -> bool:
-    """Whether a vendor operator computes this dtype on this product."""
-    return bool(chosen("paged_attention", q.dtype) != "composition")
 
 
 def attend(
@@ -23,7 +17,7 @@ def attend(
     k_cache: Tensor,
     v_cache: Tensor,
     block_table: Tensor,
-    lengths: list[int] | Tensor,
+    lengths: list[int] | Tensor | None,
     query_ends: list[int] | None,
     scale: float,
 ) -> Tensor:
@@ -50,7 +44,7 @@ def attend(
     return out
 
 
-def _operator(lengths: list[int] | Tensor) -> Any:
+def _operator(lengths: list[int] | Tensor | None) -> Any:
     """Lengths on the device are known to TorchAir's CANN graph alone (defined by ``cann_graph.npu.backend``)."""
     if isinstance(lengths, Tensor):
         return torch.ops.air.npu_fused_infer_attention_score_v2

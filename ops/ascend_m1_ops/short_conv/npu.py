@@ -23,7 +23,7 @@ def why_composed(kv: Tensor) -> str | None:
         return f"no kernel for {kv.dtype}"
     if kv.shape[-1] & (kv.shape[-1] - 1) or kv.shape[-1] < 2:
         return f"no kernel for a head_dim of {kv.shape[-1]}, only for powers of two"
-    return why_not_triton(kv.device.type)
+    return why_not_triton("short_conv", kv.device.type)
 
 
 def forward(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:

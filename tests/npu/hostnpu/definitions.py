@@ -55,7 +55,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, sees: See
 
 
 def paged(dense: Tensor, block_table: list[int], block_size: int, cache: Tensor) -> None:
-    """Write [tokens, heads, dim] into a cache [blocks, block_size, heads * dim] at the table's blocks, token by token."""
+    """Write [tokens, heads, dim] into a cache [blocks, block_size, heads * dim], token by token."""
     for token, row in enumerate(dense):
         cache[block_table[token // block_size], token % block_size] = row.flatten()
 
@@ -90,7 +90,15 @@ def swiglu(x: Tensor, dim: int) -> Tensor:
 
 
 def adamw(
-    theta: Tensor, m: Tensor, v: Tensor, grad: Tensor, step: int, lr: float, betas: tuple[float, float], decay: float, eps: float
+    theta: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    decay: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The page's formula: decoupled decay, bias correction with the step's number, counted from 1."""
     theta, m, v, grad = (t.double() for t in (theta, m, v, grad))
@@ -104,3 +112,31 @@ def nll(log_probabilities: Tensor, targets: Tensor, ignore: int) -> Tensor:
     """-x[n, target] of each row that counts."""
     rows = [-row[t] for row, t in zip(log_probabilities.double(), targets.tolist(), strict=True) if t != ignore]
     return torch.stack(rows) if rows else torch.zeros(0, dtype=torch.float64)
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Row by row: scale = max(abs(row)) / 127, value = round(row / scale)."""
+    scales = [max(abs(v) for v in row.tolist()) / 127 for row in x.double().reshape(-1, x.shape[-1])]
+    rows = [row / scale for row, scale in zip(x.double().reshape(-1, x.shape[-1]), scales, strict=True)]
+    return torch.stack(rows).round().view(x.shape), torch.tensor(scales, dtype=torch.float64).view(x.shape[:-1])
+
+
+def cut_to_19_bits(scale: float) -> float:
+    """What aclnnTransQuantParamV2 leaves of a float32: sign, exponent and the 10 highest bits of the fraction."""
+    return float(torch.tensor(scale, dtype=torch.float32).view(torch.int32).bitwise_and(~0x1FFF).view(torch.float32))
+
+
+def vocabulary_shard(x: Tensor, weight: Tensor, target: Tensor, first: int, last: int) -> dict[str, Tensor]:
+    """aclnnFusedLinearOnlineMaxSum, a row at a time; the mask has a bit a row, the first row in the highest bit."""
+    rows: dict[str, list[float]] = {"maximum": [], "sum": [], "predicted": [], "target": []}
+    outside = []
+    for row, t in zip(x.double() @ weight.double().T, target.tolist(), strict=True):
+        top = max(row.tolist())
+        rows["maximum"].append(top)
+        rows["sum"].append(sum(math.exp(v - top) for v in row.tolist()))
+        outside.append(not first <= t <= last)
+        rows["target"].append(0 if outside[-1] else t - first)
+        rows["predicted"].append(0.0 if outside[-1] else float(row[t - first]) - top)
+    bits = outside + [True] * (-len(outside) % 8)
+    mask = [sum(bit << (7 - i) for i, bit in enumerate(bits[k : k + 8])) for k in range(0, len(bits), 8)]
+    return {name: torch.tensor(values) for name, values in rows.items()} | {"mask": torch.tensor(mask)}

@@ -1,4 +1,4 @@
-"""One rank of a group, run by ``python -m ascend_m1_hostnpu``: SCENARIO RANK SIZE FOLDER; leaves results in the folder."""
+"""One rank of a group, run by ``python -m ascend_m1_hostnpu``: SCENARIO RANK SIZE FOLDER (of the results)."""
 
 from __future__ import annotations
 

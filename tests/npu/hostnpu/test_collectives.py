@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from ascend_m1_hostnpu.abi import RUNTIME, said
+from ascend_m1_hostnpu.collectives import reduced
 
 ROOT = Path(__file__).parents[3]
 SIZE = 2
@@ -158,3 +163,60 @@ def test_the_c_functions_that_torch_npu_leaves_out(results: list[dict[str, Any]]
 def test_a_peer_that_does_not_come_is_reported(tmp_path: Path) -> None:
     error = run_group("late", tmp_path, HCCL_EXEC_TIMEOUT="1")[0]["late"]["error"]
     assert "HcclAllReduce: rank 0 of 2 waited for a peer that failed or did not come within 1 s" in error
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_of_halves_are_rounded_once(dtype: torch.dtype) -> None:
+    """Each small part alone would be rounded away; together they are more than half a step."""
+    step = torch.finfo(dtype).eps
+    parts = [torch.tensor([value], dtype=dtype) for value in (1.0, 0.375 * step, 0.375 * step)]
+    assert reduced(parts, op=0).item() == 1 + step
+    assert (parts[0] + parts[1] + parts[2]).item() == 1
+
+
+@pytest.fixture
+def alone() -> Iterator[ctypes.c_void_p]:
+    """A group of one, made by HCCL's C functions."""
+    root, comm = ctypes.create_string_buffer(4108), ctypes.c_void_p()
+    assert RUNTIME.handle.HcclGetRootInfo(root) == 0
+    assert RUNTIME.handle.HcclCommInitRootInfo(1, root, 0, ctypes.byref(comm)) == 0
+    yield comm
+    assert RUNTIME.handle.HcclCommDestroy(comm) == 0
+
+
+DTYPES = {"int8": 0, "int16": 1, "int32": 2, "float16": 3, "float32": 4, "int64": 5, "float64": 10, "bfloat16": 11}
+
+
+@pytest.mark.parametrize(
+    ("product", "dtype", "operation", "allowed"),
+    [
+        ("910B", "int16", 0, True),
+        ("910B", "int16", 1, False),
+        ("910B", "bfloat16", 2, True),
+        ("A3", "bfloat16", 1, False),
+        ("A3", "float64", 0, False),
+        ("310P", "int16", 2, False),
+        ("310P", "int64", 0, False),
+        ("310P", "bfloat16", 0, False),
+        ("950", "float64", 1, True),
+        ("950", "bfloat16", 1, True),
+    ],
+)
+def test_each_product_reduces_what_is_documented(
+    alone: ctypes.c_void_p, monkeypatch: pytest.MonkeyPatch, product: str, dtype: str, operation: int, allowed: bool
+) -> None:
+    monkeypatch.setenv("HOSTNPU_PRODUCT", product)
+    x = torch.ones(4, dtype=getattr(torch, dtype))
+    out = torch.zeros_like(x)
+    pointers = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(out.data_ptr())
+    code = RUNTIME.handle.HcclAllReduce(*pointers, ctypes.c_uint64(4), DTYPES[dtype], operation, alone, None)
+    assert (code == 0, torch.equal(x, out)) == (allowed, allowed)
+    assert allowed or f"on {product} (HCCL API" in said()
+
+
+def test_a_group_that_does_not_come_together_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "1")
+    root, comm = ctypes.create_string_buffer(4108), ctypes.c_void_p()
+    assert RUNTIME.handle.HcclGetRootInfo(root) == 0
+    assert RUNTIME.handle.HcclCommInitRootInfo(2, root, 0, ctypes.byref(comm)) != 0
+    assert "rank 0: not all 2 ranks of the group came within 1 s (HCCL_CONNECT_TIMEOUT)" in said()

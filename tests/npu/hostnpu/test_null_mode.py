@@ -27,7 +27,7 @@ def test_an_operator_costs_less_than_half(host_npu: Any) -> None:
     computed = seconds(lambda: x + x)
     with host_npu.null_mode():
         empty = seconds(lambda: x + x)
-    assert empty < computed / 2  # measured: 5 against 60 microseconds
+    assert empty < computed / 2  # measured: 2.5 against 37 microseconds
 
 
 def test_a_replay_costs_next_to_nothing(host_npu: Any) -> None:
@@ -38,7 +38,7 @@ def test_a_replay_costs_next_to_nothing(host_npu: Any) -> None:
             x = x + 1
     with host_npu.null_mode():
         replay, eager = seconds(graph.replay), seconds(lambda: torch.ones(8, device="npu") + 1)
-    assert replay < 5 * eager, "a replay of 50 operators must not cost as many operators"
+    assert replay < eager  # measured: 0.6 against 6.3 microseconds, for 50 operators against 2
 
 
 def test_nothing_is_computed_or_logged_and_everything_works_afterwards(host_npu: Any) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import ascend_m1_hostnpu
 import pytest
 import torch
 import torch_npu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ascend_m1_hostnpu
+
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), tokens=st.integers(0, 20), dims=st.sampled_from(((16, 16), (32, 16))), wide=st.booleans())
-def test_scatter_writes_each_token_to_its_slot(data: st.DataObject, tokens: int, dims: tuple[int, int], wide: bool) -> None:
+def test_scatter_writes_each_token_to_its_slot(
+    data: st.DataObject, tokens: int, dims: tuple[int, int], wide: bool
+) -> None:
     blocks, size, heads = 3, 8, 2
     slots = data.draw(st.permutations(range(blocks * size)))[:tokens]
     caches = [torch.randn(blocks, size, heads, dim).half() for dim in dims]
@@ -52,7 +55,11 @@ def test_scatter_touches_the_tokens_only() -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=3).filter(sum), cumulative=st.booleans(), skipped=st.integers(0, 1))
+@given(
+    lengths=st.lists(st.integers(0, 12), min_size=1, max_size=3).filter(sum),
+    cumulative=st.booleans(),
+    skipped=st.integers(0, 1),
+)
 def test_gather_returns_what_the_blocks_hold(lengths: list[int], cumulative: bool, skipped: int) -> None:
     size, columns = 4, 4
     cache = torch.randn(len(lengths) * columns, size, 2, 8).bfloat16()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import ascend_m1_hostnpu
 import pytest
 import torch
 import torch_npu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+import ascend_m1_hostnpu
 
 from . import definitions
 from .checks import assert_rounded
@@ -81,11 +82,19 @@ def check_packed(lengths: list[tuple[int, int]], mode: int, before: int, is_page
     assert_rounded(lse[..., 0], torch.cat([w[1] for w in want]))
 
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 7), st.integers(0, 40)).map(lambda t: (t[0], t[0] + t[1])), min_size=1, max_size=4)
+LENGTHS = st.lists(
+    st.tuples(st.integers(1, 7), st.integers(0, 40)).map(lambda t: (t[0], t[0] + t[1])), min_size=1, max_size=4
+)
 
 
 @settings(max_examples=25, deadline=None)
-@given(lengths=LENGTHS, mode=st.sampled_from((0, 3, 4)), before=st.integers(0, 30), is_paged=st.booleans(), version=st.sampled_from((1, 2)))
+@given(
+    lengths=LENGTHS,
+    mode=st.sampled_from((0, 3, 4)),
+    before=st.integers(0, 30),
+    is_paged=st.booleans(),
+    version=st.sampled_from((1, 2)),
+)
 def test_packed_equals_definition(
     lengths: list[tuple[int, int]], mode: int, before: int, is_paged: bool, version: int
 ) -> None:
@@ -103,15 +112,23 @@ def test_more_queries_than_keys_hide_the_first_rows() -> None:
 
 @pytest.mark.parametrize("dim", [64, 256])
 def test_head_size_and_cache_layout(dim: int) -> None:
-    """D 256 goes through the three-dimensional cache; D 64 also through [blocks, KV, block_size, D], to the same result."""
+    """D 256 goes through the three-dimensional cache; D 64 also through [blocks, KV, block_size, D], equally."""
     query, lengths = random(5, 10, dim), [40, 17]
     keys = [random(n, 1, dim) for n in lengths]
     values = [random(n, 1, dim) for n in lengths]
     (key, table), (value, _) = pages(keys, dim), pages(values, dim)
     common = {
-        "atten_mask": TRIANGLE.npu(), "actual_seq_lengths": [3, 5], "actual_seq_lengths_kv": lengths, "block_table": table.npu(),
-        "num_heads": 10, "num_key_value_heads": 1, "scale": dim**-0.5, "input_layout": "TND", "sparse_mode": 3, "block_size": BLOCK,
-    }  # fmt: skip
+        "atten_mask": TRIANGLE.npu(),
+        "actual_seq_lengths": [3, 5],
+        "actual_seq_lengths_kv": lengths,
+        "block_table": table.npu(),
+        "num_heads": 10,
+        "num_key_value_heads": 1,
+        "scale": dim**-0.5,
+        "input_layout": "TND",
+        "sparse_mode": 3,
+        "block_size": BLOCK,
+    }
     out, _ = torch_npu.npu_fused_infer_attention_score(query.npu(), key.npu(), value.npu(), **common)
     want = [
         definitions.attention(q, k, v, dim**-0.5, definitions.causal(len(q), len(k)))[0]
@@ -136,7 +153,11 @@ def dense(tensor: Tensor, layout: str) -> Tensor:
 @pytest.mark.parametrize("masked", [False, True])
 def test_dense_equals_definition(layout: str, mode: int, masked: bool) -> None:
     batch, rows, count, heads, kv_heads, dim = 2, 5, 9, 4, 2, 16
-    query, key, value = random(batch, rows, heads, dim), random(batch, count, kv_heads, dim), random(batch, count, kv_heads, dim)
+    query, key, value = (
+        random(batch, rows, heads, dim),
+        random(batch, count, kv_heads, dim),
+        random(batch, count, kv_heads, dim),
+    )
     full = torch.rand(batch, 1, rows, count) < 0.4
     full[..., 0] = False
     extra: dict[str, Any] = {"sparse_mode": mode}
@@ -147,8 +168,14 @@ def test_dense_equals_definition(layout: str, mode: int, masked: bool) -> None:
     lengths = {"actual_seq_lengths_kv": [count, 7]} if masked else {}
     out, lse = torch_npu.npu_fused_infer_attention_score(
         *(dense(t, layout) for t in (query, key, value)),
-        num_heads=heads, num_key_value_heads=kv_heads, scale=0.3, input_layout=layout, softmax_lse_flag=True, **extra, **lengths,
-    )  # fmt: skip
+        num_heads=heads,
+        num_key_value_heads=kv_heads,
+        scale=0.3,
+        input_layout=layout,
+        softmax_lse_flag=True,
+        **extra,
+        **lengths,
+    )
     want_out, want_lse = [], []
     for b in range(batch):
         used = (count, 7)[b] if masked else count
@@ -184,11 +211,53 @@ def test_traffic_counts_live_keys_only(mode: int, seen: int) -> None:
     extra = options(mode, 9)
     with ascend_m1_hostnpu.recording() as log:
         torch_npu.npu_fused_infer_attention_score(
-            random(4, 4, 16).npu(), cache.npu(), cache.npu(), actual_seq_lengths=[4], actual_seq_lengths_kv=[100],
-            block_table=torch.arange(8, dtype=torch.int32)[None].npu(), num_heads=4, num_key_value_heads=2, scale=1.0,
-            input_layout="TND", block_size=BLOCK, **extra,
-        )  # fmt: skip
+            random(4, 4, 16).npu(),
+            cache.npu(),
+            cache.npu(),
+            actual_seq_lengths=[4],
+            actual_seq_lengths_kv=[100],
+            block_table=torch.arange(8, dtype=torch.int32)[None].npu(),
+            num_heads=4,
+            num_key_value_heads=2,
+            scale=1.0,
+            input_layout="TND",
+            block_size=BLOCK,
+            **extra,
+        )
     (launch,) = log.kernels
     assert launch.name == "aclnnFusedInferAttentionScoreV3"
     assert launch.read == seen * 2 * 32 * 2 + 4 * 4 * 16 * 2 + 8 * 4
     assert launch.written == 4 * 4 * 16 * 2
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_prompt_flash_attention_equals_definition(masked: bool) -> None:
+    query, key, value = random(2, 3, 4, 16), random(2, 5, 2, 16), random(2, 5, 2, 16)
+    extra = {"sparse_mode": 3, "atten_mask": TRIANGLE.npu()} if masked else {}
+    out = torch_npu.npu_prompt_flash_attention(
+        *(dense(t, "BSH") for t in (query, key, value)), num_heads=4, num_key_value_heads=2, scale_value=0.3, **extra
+    )
+    sees = definitions.causal(3, 5) if masked else definitions.everything
+    want = [definitions.attention(query[b], key[b], value[b], 0.3, sees)[0] for b in range(2)]
+    assert_rounded(out.view(2, 3, 4, 16), torch.stack(want))
+
+
+def test_incre_flash_attention_equals_definition_over_pages() -> None:
+    lengths = [20, 7]
+    query = random(2, 1, 4, 16)
+    keys, values = [random(n, 2, 16) for n in lengths], [random(n, 2, 16) for n in lengths]
+    (key, table), (value, _) = pages(keys, 32), pages(values, 32)
+    out = torch_npu.npu_incre_flash_attention(
+        dense(query, "BSH"),
+        key.npu(),
+        value.npu(),
+        actual_seq_lengths=lengths,
+        block_table=table.npu(),
+        num_heads=4,
+        num_key_value_heads=2,
+        scale_value=0.3,
+        block_size=BLOCK,
+    )
+    pairs = zip(query, keys, values, strict=True)
+    want = [definitions.attention(q, k, v, 0.3, definitions.everything)[0] for q, k, v in pairs]
+    assert_rounded(out.view(2, 1, 4, 16), torch.stack(want))

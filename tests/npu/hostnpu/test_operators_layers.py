@@ -18,10 +18,14 @@ EPSILON = 1e-5
 
 @settings(max_examples=15, deadline=None)
 @given(
-    lead=st.lists(st.integers(1, 4), min_size=0, max_size=2), trail=st.sampled_from(((8,), (3, 8), (1,))),
-    dtype=HALF_OR_SINGLE, wide_gamma=st.booleans(),
-)  # fmt: skip
-def test_rms_norm_and_its_derivative(lead: list[int], trail: tuple[int, ...], dtype: torch.dtype, wide_gamma: bool) -> None:
+    lead=st.lists(st.integers(1, 4), min_size=0, max_size=2),
+    trail=st.sampled_from(((8,), (3, 8), (1,))),
+    dtype=HALF_OR_SINGLE,
+    wide_gamma=st.booleans(),
+)
+def test_rms_norm_and_its_derivative(
+    lead: list[int], trail: tuple[int, ...], dtype: torch.dtype, wide_gamma: bool
+) -> None:
     shape = (*lead, *trail)
     x, grad = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     gamma = torch.randn(trail).to(torch.float32 if wide_gamma else dtype)
@@ -54,9 +58,11 @@ def tables(x: Tensor, shape: list[int]) -> tuple[Tensor, Tensor]:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    shape=st.sampled_from(((5, 3, 16), (2, 4, 3, 16), (1, 1, 1, 2))), kept=st.sampled_from(("rows", "batch and rows", "all")),
-    dtype=HALF_OR_SINGLE, mode=st.sampled_from(("half", "interleave")),
-)  # fmt: skip
+    shape=st.sampled_from(((5, 3, 16), (2, 4, 3, 16), (1, 1, 1, 2))),
+    kept=st.sampled_from(("rows", "batch and rows", "all")),
+    dtype=HALF_OR_SINGLE,
+    mode=st.sampled_from(("half", "interleave")),
+)
 def test_rotary_and_its_derivative(shape: tuple[int, ...], kept: str, dtype: torch.dtype, mode: str) -> None:
     """TND with [T, 1, D] or [T, N, D]; BSND with [1, S, 1, D], [B, S, 1, D] or [B, S, N, D]."""
     if mode == "interleave":
@@ -101,7 +107,8 @@ def test_apply_rotary_changes_query_and_key_in_place(layout: str) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    case=st.sampled_from((((4, 6), -1), ((2, 3, 8), -1), ((2, 4, 3), 1), ((2, 3, 5), -3), ((0, 4), 1))), dtype=HALF_OR_SINGLE
+    case=st.sampled_from((((4, 6), -1), ((2, 3, 8), -1), ((2, 4, 3), 1), ((2, 3, 5), -3), ((0, 4), 1))),
+    dtype=HALF_OR_SINGLE,
 )
 def test_swiglu_and_its_derivative(case: tuple[tuple[int, ...], int], dtype: torch.dtype) -> None:
     shape, dim = case

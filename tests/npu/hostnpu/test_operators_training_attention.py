@@ -22,7 +22,9 @@ def leaves(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(shape).to(dtype) for shape in shapes]
 
 
-def check_packed(lengths: list[int], heads: int, kv_heads: int, mode: int, before: int, dtype: torch.dtype, layout: str) -> None:
+def check_packed(
+    lengths: list[int], heads: int, kv_heads: int, mode: int, before: int, dtype: torch.dtype, layout: str
+) -> None:
     tokens, dim = sum(lengths), 16
     inputs = leaves((tokens, heads, dim), (tokens, kv_heads, dim), (tokens, kv_heads, dim), dtype=dtype)
     grad = torch.randn(tokens, heads, dim).to(dtype)
@@ -30,9 +32,16 @@ def check_packed(lengths: list[int], heads: int, kv_heads: int, mode: int, befor
     mask = {} if mode == 0 else {"atten_mask": TRIANGLE.npu(), "pre_tockens": before, "next_tockens": 0}
     on_device = [t.npu().requires_grad_() for t in inputs]
     out, maximum, total, *_ = torch_npu.npu_fusion_attention(
-        *on_device, heads, "TND", scale=0.25, sparse_mode=mode, actual_seq_qlen=ends, actual_seq_kvlen=ends,
-        softmax_layout=layout, **mask,
-    )  # fmt: skip
+        *on_device,
+        heads,
+        "TND",
+        scale=0.25,
+        sparse_mode=mode,
+        actual_seq_qlen=ends,
+        actual_seq_kvlen=ends,
+        softmax_layout=layout,
+        **mask,
+    )
     out.backward(grad.npu())
 
     exact = [t.double().requires_grad_() for t in inputs]
@@ -59,10 +68,13 @@ def check_packed(lengths: list[int], heads: int, kv_heads: int, mode: int, befor
 
 @settings(max_examples=15, deadline=None)
 @given(
-    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(sum), heads=st.sampled_from(((4, 2), (5, 1), (2, 2))),
-    mode=st.sampled_from((0, 3, 4)), before=st.integers(0, 5),
-    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)), layout=st.sampled_from(("", "TND")),
-)  # fmt: skip
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(sum),
+    heads=st.sampled_from(((4, 2), (5, 1), (2, 2))),
+    mode=st.sampled_from((0, 3, 4)),
+    before=st.integers(0, 5),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.float16)),
+    layout=st.sampled_from(("", "TND")),
+)
 def test_packed_equals_definition(
     lengths: list[int], heads: tuple[int, int], mode: int, before: int, dtype: torch.dtype, layout: str
 ) -> None:
@@ -86,7 +98,9 @@ def test_zeros_at_the_end_of_the_lengths_take_no_part(dim: int) -> None:
 @pytest.mark.parametrize("mode", [0, 1, 2, 3, 4])
 def test_dense_equals_definition(layout: str, mode: int) -> None:
     batch, rows, count, heads, kv_heads, dim = 2, 3, 5, 4, 2, 8
-    inputs = leaves((batch, rows, heads, dim), (batch, count, kv_heads, dim), (batch, count, kv_heads, dim), dtype=torch.float32)
+    inputs = leaves(
+        (batch, rows, heads, dim), (batch, count, kv_heads, dim), (batch, count, kv_heads, dim), dtype=torch.float32
+    )
     full = torch.rand(batch, 1, rows, count) < 0.4
     full[..., 0] = False
 
@@ -100,7 +114,13 @@ def test_dense_equals_definition(layout: str, mode: int) -> None:
     mask = full if mode in (0, 1) else TRIANGLE
     window = {"pre_tockens": 2, "next_tockens": 0} if mode == 4 else {}
     out = torch_npu.npu_fusion_attention(
-        *(place(t).contiguous() for t in on_device), heads, layout, scale=0.3, sparse_mode=mode, atten_mask=mask.npu(), **window
+        *(place(t).contiguous() for t in on_device),
+        heads,
+        layout,
+        scale=0.3,
+        sparse_mode=mode,
+        atten_mask=mask.npu(),
+        **window,
     )[0]
     grad = torch.randn(batch, rows, heads, dim)
     out.backward(place(grad).contiguous().npu())

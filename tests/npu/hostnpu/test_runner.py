@@ -116,21 +116,18 @@ def test_launches_are_listed_with_their_bytes_at_exit() -> None:
     result = run("--launches", "-c", "import torch; x = torch.ones(4).to('npu'); y = x + 1 + 1")
     rows = [line.split() for line in result.stderr.splitlines()]
     assert ["2", "32", "32", "aclnnAdds"] in rows
-    assert ["1", "0", "16", "memcpy"] in rows or ["launches", "read", "written", "name"] in rows
 
 
 def test_an_unrelated_child_pays_nothing_and_other_customizations_run(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.custom = __file__\n")
-    code = "import sys; print(sys.custom, [m for m in sys.modules if m.partition('.')[0] in ('torch', 'ascend_m1_hostnpu')])"
+    code = "import sys; print(sys.custom, [name for name in sys.modules if name.startswith(('torch', 'ascend_m1'))])"
     assert last(run("-c", code, path=str(tmp_path))) == f"{tmp_path / 'sitecustomize.py'} []"
 
 
 def test_without_the_runner_a_child_that_wants_plain_torch_gets_it() -> None:
     child = "import torch; print(torch.ones(1).tolist())"
-    code = (
-        f"import ascend_m1_hostnpu, torch_npu, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
-    )
-    assert last(python("-c", code)) == "[1.0]"
+    call = f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    assert last(python("-c", f"import ascend_m1_hostnpu, torch_npu, subprocess, sys; {call}")) == "[1.0]"
 
 
 @pytest.mark.parametrize(

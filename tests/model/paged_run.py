@@ -1,0 +1,67 @@
+"""Greedy generation over a paged cache, as a server would do it: prompts in pieces, then decode steps together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1.decode import Decoder
+from ascend_m1.inference import InferenceModel
+from ascend_m1.paged import BLOCK_SIZE, PagedCache
+from ascend_m1.steps import Chunk, prefill_step
+
+MAX_LENGTH = 512
+
+
+@dataclass
+class Run:
+    """What came out: logits [vocab] after each prompt, the tokens after it, and what made them."""
+
+    logits: list[Tensor] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    decoder: Decoder | None = None
+    model: InferenceModel | None = None
+
+
+class Server:
+    """A model over a paged cache, sequences in shuffled rows and blocks, so that nothing is right by position."""
+
+    def __init__(self, model: BaichuanM1ForCausalLM, sequences: int, graph: str | None = None) -> None:
+        weight = model.lm_head.weight
+        per_row = MAX_LENGTH // BLOCK_SIZE
+        self.model = InferenceModel(model, MAX_LENGTH)
+        self.cache = PagedCache(model.config, sequences + 1, (sequences + 1) * per_row, weight.dtype, weight.device)
+        self.device = weight.device
+        # One sequence more than there is work for: the batch is always filled up.
+        self.decoder = Decoder(self.model, self.cache, sequences + 1, MAX_LENGTH, graph)
+        blocks = torch.randperm((sequences + 1) * per_row).view(-1, per_row).tolist()
+        self.rows = torch.randperm(sequences + 1)[:sequences].tolist()
+        self.blocks = [blocks[row] for row in self.rows]
+
+    @torch.no_grad()
+    def run(self, prompts: list[list[int]], steps: int, chunk: int = MAX_LENGTH) -> Run:
+        result = Run(decoder=self.decoder, model=self.model)
+        held = [0] * len(prompts)
+        result.logits = [torch.empty(0)] * len(prompts)
+        while waiting := [i for i, prompt in enumerate(prompts) if held[i] < len(prompt)]:
+            pieces = [self._chunk(i, held[i], prompts[i][held[i] : held[i] + chunk]) for i in waiting]
+            logits = self.model(prefill_step(pieces, self.cache, self.device), self.cache).cpu()
+            for i, piece, row in zip(waiting, pieces, logits, strict=True):
+                held[i], result.logits[i] = piece.length, row
+        result.tokens = [[int(row.argmax())] for row in result.logits]
+        for _ in range(steps - 1):
+            self.step(result.tokens, held)
+        return result
+
+    def step(self, tokens: list[list[int]], held: list[int]) -> None:
+        """One decode step of all sequences; appends to ``tokens``."""
+        chunks = [self._chunk(i, held[i], tokens[i][-1:]) for i in range(len(tokens))]
+        for i, token in enumerate(self.decoder.step(chunks).tokens.tolist()):
+            tokens[i].append(token)
+            held[i] += 1
+
+    def _chunk(self, i: int, held: int, tokens: list[int]) -> Chunk:
+        return Chunk(self.rows[i], self.blocks[i], held, tokens)
