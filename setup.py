@@ -23,7 +23,8 @@ setup(
     package_dir=package_dir,
     package_data={
         "": ["py.typed"],
-        "ascend_m1_hostnpu": ["*.c"],
+        "ascend_m1_hostnpu": ["*.c", "site/*.py"],
+        "ascend_m1_ops": ["lowering.json"],
         "ascend_m1": ["checkpoints/*/*"],
     },
 )

@@ -44,7 +44,7 @@ def inductor(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
 def npugraph(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
     """torch_npu's NPUGraph: launches are captured as they are and replayed by the device."""
     device = torch.get_device_module(decoder.model.embed.device)
-    decoder.forward(lengths, rings)  # what is made on first use (workspaces, compiled kernels) is made before the capture
+    decoder.forward(lengths, rings)  # what is made on first use (workspaces, kernels) is made before the capture
     fused = [spec for spec in decoder.model.config.layer_specs if decoder.lengths_on_host(spec)]
     graph = device.NPUGraph()
     with device.graph(graph, auto_dispatch_capture=True):

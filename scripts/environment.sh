@@ -35,7 +35,7 @@ find_python() {
 make_environment() {
     local folder=$1 stamp="$1/.ready-$2" wanted python
     shift 2
-    wanted="$PWD $* $(cksum <pyproject.toml)"
+    wanted="$PWD $* $(cat pyproject.toml requirements/*.txt | cksum)"
     if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
         return
     fi

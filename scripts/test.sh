@@ -5,6 +5,8 @@
 #     ./scripts/test.sh NAME [pytest arguments]     another one:
 #         lint     ruff and mypy, in .venv
 #         floor    model, operators and compatibility under the oldest supported transformers, in .venvs/floor
+#         npu      the real torch_npu on a host stand-in for CANN, in .venvs/npu
+#         lowering  the Triton kernels through the Ascend compilers, in .venvs/lowering
 #
 # TORCH_SPEC chooses the torch to install, in pip's words (see environment.sh).
 set -euo pipefail
@@ -12,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
 source scripts/environment.sh
 
-readonly SUITES="lint, floor"
+readonly SUITES="lint, floor, npu, lowering"
 
 suite=main
 # A word that is neither an option nor a path is the name of a suite.
@@ -21,7 +23,7 @@ if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
     shift
 fi
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-    sed -n '2,9s/^# \{0,1\}//p' scripts/test.sh
+    sed -n '2,11s/^# \{0,1\}//p' scripts/test.sh
     exit
 fi
 
@@ -39,6 +41,14 @@ case $suite in
     floor)
         make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1
         exec .venvs/floor/bin/python -m pytest tests/model tests/ops tests/compat "$@"
+        ;;
+    npu)
+        make_environment .venvs/npu npu --editable '.[dev]' --requirement requirements/npu.txt
+        exec .venvs/npu/bin/python -m pytest tests/npu "$@"
+        ;;
+    lowering)
+        make_environment .venvs/lowering lowering --require-hashes --requirement requirements/lowering.txt
+        exec .venvs/lowering/bin/python -m pytest tests/lowering "$@"
         ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac

@@ -36,6 +36,7 @@ int aclrtMallocAlign32(void **p, size_t n, int policy) { return allocate(p, n); 
 int aclrtFree(void *p) { used -= malloc_usable_size(p); free(p); return 0; }
 int aclrtGetMemInfo(int kind, size_t *available, size_t *all) { *all = total(); *available = *all - used; return 0; }
 int aclrtMallocHost(void **p, size_t n) { return posix_memalign(p, 512, n ? n : 512); }
+int aclrtMallocHostWithCfg(void **p, size_t n, void *config) { return aclrtMallocHost(p, n); }
 int aclrtFreeHost(void *p) { free(p); return 0; }
 int aclrtMemcpy(void *d, size_t m, const void *s, size_t n, int kind) { memmove(d, s, n); return 0; }
 int aclrtMemset(void *d, size_t m, int v, size_t n) { memset(d, v, n); return 0; }

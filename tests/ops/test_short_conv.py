@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ascend_m1_ops import short_conv, short_conv_reference, short_conv_step
+from ascend_m1_ops.short_conv import kernels
 from ascend_m1_ops.testing import LOW_PRECISION, assert_rounded, compiled, gradients
 
 pytestmark = pytest.mark.usefixtures("block_sizes")
@@ -71,6 +72,27 @@ def test_chunks_equal_the_whole(lengths: list[int], cut: int) -> None:
     joined = torch.cat([kv[:0], *(torch.cat(pair) for pair in zip(*outputs, strict=True))])
     torch.testing.assert_close(joined, want, rtol=1e-15, atol=1e-15)
     assert torch.equal(state, want_state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW_PRECISION])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_one_pass_rounds_once(lengths: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without gaps through the depthwise convolution, which real prompts are long enough for."""
+    monkeypatch.setattr(kernels, "_ONE_PASS_ELEMENTS", 1)
+    kv, weight, state, borders = make(lengths, dtype)
+    out, after = short_conv(kv.contiguous(), weight, state, borders)
+    want, want_after = short_conv_reference(kv.double(), weight.double(), state.double(), borders)
+    assert_rounded(out, want, 2 if dtype == torch.float32 else 1.01)
+    assert torch.equal(after.double(), want_after)
+
+
+def test_one_pass_keeps_nan_within_its_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row but the next sees it: a filter that multiplied it by zero would spread it."""
+    monkeypatch.setattr(kernels, "_ONE_PASS_ELEMENTS", 1)
+    kv, weight, state, borders = make([40, 40], torch.bfloat16, 2, 64)
+    kv[[10, 39]] = torch.nan
+    out, _ = short_conv(kv.contiguous(), weight, state, borders)
+    assert out.isnan().any(-1).any(-1).any(-1).nonzero().flatten().tolist() == [10, 11, 39]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW_PRECISION])

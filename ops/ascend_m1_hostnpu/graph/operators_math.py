@@ -121,6 +121,12 @@ def select(condition: Tensor, **branches: Tensor) -> Tensor:
     return torch.where(condition, first, second)
 
 
+@operator("MaskedFill")
+def masked_fill(x: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    """Source: ops-math math/masked_fill; ``value`` is one element."""
+    return x.masked_fill(mask.bool(), value.reshape(()))
+
+
 @operator("SoftmaxV2")
 def softmax(x: Tensor, axes: list[int] | None = None, half_to_float: bool = False) -> Tensor:
     """Softmax over one axis."""

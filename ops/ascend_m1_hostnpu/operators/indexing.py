@@ -27,13 +27,14 @@ def embedding_backward(grad: Tensor, indices: Tensor, n: int, padding: int, by_f
 
 
 def _index(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """An empty tensor stands for a dimension without index: op-plugin returns before a call whose result is empty."""
+    """An empty tensor stands for a dimension without index."""
     return [None if i is None or i.numel() == 0 else i if i.dtype == torch.bool else i.long() for i in indices]
 
 
-aclnn("Index", "T self, TL indices, T! out", traffic=lambda x, i, out: (nbytes(out), nbytes(out)))(
-    lambda x, i, out: out.copy_(torch.ops.aten.index(x, _index(i)))
-)
+@aclnn("Index", "T self, TL indices, T! out", traffic=lambda x, i, out: (nbytes(out), nbytes(out)))
+def index(x: Tensor, indices: list[Tensor | None], out: Tensor) -> None:
+    if out.numel():  # else an index is really empty
+        out.copy_(torch.ops.aten.index(x, _index(indices)))
 
 
 @aclnn(
@@ -42,7 +43,9 @@ aclnn("Index", "T self, TL indices, T! out", traffic=lambda x, i, out: (nbytes(o
     traffic=lambda x, i, values, accumulate, unsafe: (nbytes(values), nbytes(values)),
 )
 def index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool, unsafe: bool) -> None:
-    torch.ops.aten.index_put_(x, _index(indices), values, accumulate)
+    known = _index(indices)
+    if any(i is not None for i in known):  # else every index is really empty
+        torch.ops.aten.index_put_(x, known, values, accumulate)
 
 
 def _selected(x: Tensor, dim: int, index: Tensor, out: Tensor) -> tuple[int, int]:

@@ -22,7 +22,7 @@ def decode(
     keys, values = (cache[block_table.long()].flatten(1, 2) for cache in (k_cache, v_cache))  # [B, S, KV, D]
     group = q.shape[1] // k_cache.shape[2]
     rows = q.unflatten(1, (-1, group))  # the heads of a group as rows of one matrix: K and V are read once
-    visible = torch.arange(keys.shape[1], device=q.device) < lengths.unsqueeze(1)
+    visible = torch.arange(keys.shape[1], dtype=lengths.dtype, device=q.device) < lengths.unsqueeze(1)
     # What was never written may be anything, NaN too.
     values = values.masked_fill(~visible[:, :, None, None], 0.0)
     scores = (rows @ keys.permute(0, 2, 3, 1)).to(torch.float32) * scale

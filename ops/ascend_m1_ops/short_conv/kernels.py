@@ -7,6 +7,8 @@ needs no widening and goes in one piece.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,10 +73,15 @@ def forward(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tensor) -> tu
     wide = wide_dtype(kv.dtype)
     previous_tap, current_tap = (tap.to(wide).unsqueeze(-1) for tap in weight.unbind(-1))
     out = _depthwise(kv, weight) if _one_pass(kv) else _in_blocks(kv, previous_tap, current_tap)
-    owners, first_tokens, last_tokens = _boundaries(cu_seqlens)
-    fresh = torch.addcmul(kv[first_tokens].to(wide) * current_tap, state[owners].to(wide), previous_tap)
+    if all(start < end for start, end in pairwise(cu_seqlens.tolist())):  # none empty: nothing to pick out
+        borders = cu_seqlens.long()
+        first_tokens, before, new_state = borders[:-1], state, kv.index_select(0, borders[1:] - 1)
+    else:
+        owners, first_tokens, last_tokens = _boundaries(cu_seqlens)
+        before = state[owners]
+        new_state = state.clone(memory_format=torch.contiguous_format).index_copy_(0, owners, kv[last_tokens])
+    fresh = torch.addcmul(kv.index_select(0, first_tokens).to(wide) * current_tap, before.to(wide), previous_tap)
     out.index_copy_(0, first_tokens, fresh.to(kv.dtype))
-    new_state = state.clone(memory_format=torch.contiguous_format).index_copy_(0, owners, kv[last_tokens])
     return out, new_state
 
 

@@ -18,20 +18,23 @@ _library.define(
 )
 
 
-def _check(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tensor) -> None:
-    def need(condition: bool, message: str) -> None:
-        torch._check(condition, lambda: f"short_conv: {message}")
+def _need(condition: bool, message: str, *values: object) -> None:
+    """Values are put into the message only if it is needed."""
+    if condition is not True:  # False, or undecided while tracing
+        shown = [list(value) if isinstance(value, tuple) else value for value in values]
+        torch._check(condition, lambda: "short_conv: " + message.format(*shown))
 
-    need(kv.dim() == 4 and kv.shape[1] == 2, f"kv must be [tokens, 2, kv_heads, head_dim], not {list(kv.shape)}")
-    need(list(weight.shape) == [2, kv.shape[2], 2], f"weight must be [2, {kv.shape[2]}, 2], not {list(weight.shape)}")
-    need(cu_seqlens.dim() == 1, f"cu_seqlens must be [sequences + 1], not {list(cu_seqlens.shape)}")
-    want = [cu_seqlens.shape[0] - 1, *kv.shape[1:]]
-    need(list(state.shape) == want, f"state must be {want}, not {list(state.shape)}")
-    need(cu_seqlens.dtype in (torch.int32, torch.int64), f"cu_seqlens must be int32 or int64, not {cu_seqlens.dtype}")
-    need(
-        kv.dtype == weight.dtype == state.dtype,
-        f"kv, weight and state must share a dtype, not {kv.dtype}, {weight.dtype}, {state.dtype}",
-    )
+
+def _check(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tensor) -> None:
+    _need(kv.dim() == 4 and kv.shape[1] == 2, "kv must be [tokens, 2, kv_heads, head_dim], not {}", kv.shape)
+    _need(weight.shape == (2, kv.shape[2], 2), "weight must be [2, {}, 2], not {}", kv.shape[2], weight.shape)
+    _need(cu_seqlens.dim() == 1, "cu_seqlens must be [sequences + 1], not {}", cu_seqlens.shape)
+    want = (cu_seqlens.shape[0] - 1, *kv.shape[1:])
+    _need(state.shape == want, "state must be {}, not {}", want, state.shape)
+    index = cu_seqlens.dtype in (torch.int32, torch.int64)
+    _need(index, "cu_seqlens must be int32 or int64, not {}", cu_seqlens.dtype)
+    dtypes = (kv.dtype, weight.dtype, state.dtype)
+    _need(len(set(dtypes)) == 1, "kv, weight and state must share a dtype, not {}", dtypes)
 
 
 def _checked_forward(kv: Tensor, weight: Tensor, state: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:

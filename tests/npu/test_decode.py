@@ -1,0 +1,162 @@
+"""Decode as one graph: every golden case through each route, the launches it takes and the bytes it moves."""
+
+from __future__ import annotations
+
+import ascend_m1_hostnpu as host
+import pytest
+import torch
+import torch_npu
+
+from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM
+
+from ..model.paged_run import Run, Server
+from .golden import CASES, LOW_PRECISION, TOLERANCE, allowed, load, load_prompts, max_error, same_tokens
+
+GRAPHS = ["npugraph", "npugraph_ex", "cann"]
+# In 16 bits the prompts up to this length, and half the steps: Triton's interpreter takes 2 ms a token and layer.
+SHORT, FEW = 50, 12
+
+
+def generate(
+    case: str, dtype: torch.dtype, graph: str, device: str = "npu", chunk: int = 512, longest: int = 512, steps: int = 24
+) -> Run:
+    torch._dynamo.reset()
+    prompts = [ids.tolist() for ids, _, _ in load_prompts(case) if len(ids) <= longest]
+    return Server(load(case, dtype, device), len(prompts), graph).run(prompts, steps, chunk)
+
+
+@pytest.mark.parametrize("graph", ["eager", *GRAPHS])
+@pytest.mark.parametrize("case", CASES)
+def test_golden_through_every_route(case: str, graph: str) -> None:
+    run = generate(case, torch.float32, graph)
+    for (_, logits, greedy), last, out in zip(load_prompts(case), run.logits, run.tokens, strict=True):
+        assert max_error(last, logits[-1]) <= TOLERANCE
+        assert out == greedy.tolist()
+
+
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+@pytest.mark.parametrize("case", CASES)
+def test_low_precision(case: str, dtype: torch.dtype) -> None:
+    """Captured graphs give the eager path's tokens to the last; those and the CANN graph's are the CPU's up to rounding.
+
+    A CANN graph is made of other operators than the fused one, so two equal logits may fall the other way there.
+    """
+    how = {"chunk": 9, "longest": SHORT, "steps": FEW}
+    eager = generate(case, dtype, "eager", **how)
+    for graph in ("npugraph", "npugraph_ex"):
+        assert generate(case, dtype, graph, **how).tokens == eager.tokens, graph
+    cann = generate(case, dtype, "cann", **how)
+    cpu = generate(case, dtype, "eager", "cpu", **how)
+    model = load(case, dtype, "cpu")
+    prompts = [prompt for prompt in load_prompts(case) if len(prompt[0]) <= SHORT]
+    for (ids, logits, _), got, graph, expected, a, b in zip(
+        prompts, eager.tokens, cann.tokens, cpu.tokens, eager.logits, cpu.logits, strict=True
+    ):
+        limit = allowed(dtype, logits.abs().max().item(), model.config.num_hidden_layers)
+        assert max_error(a.float(), b.float()) < limit
+        with torch.no_grad():
+            text = torch.cat([ids, torch.tensor(expected)])
+            along = model(text[None]).logits[0, len(ids) - 1 : -1].float()
+        same_tokens(got, expected, along, 2 * limit)
+        same_tokens(graph, expected, along, 2 * limit)
+
+
+def published(layers: int, hidden: int = 512) -> BaichuanM1ForCausalLM:
+    """The published kinds of layer (head_dim 256 and 128, groups of 10 and 5), narrower; windows alternate."""
+    config = BaichuanM1Config(
+        vocab_size=1024,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 256,
+        num_key_value_heads=hidden // 512,
+        num_swa_attention_heads=hidden // 128,
+        num_swa_key_value_heads=hidden // 256,
+        sliding_window=64,
+        sliding_window_layers=list(range(1, layers, 2)),
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    return BaichuanM1ForCausalLM(config).to(torch.bfloat16).to("npu").eval()
+
+
+def decode_log(model: BaichuanM1ForCausalLM, graph: str, held: int) -> tuple[Server, host.Recording]:
+    """The log of one captured step of two sequences."""
+    torch._dynamo.reset()
+    server = Server(model, 2, graph)
+    run = server.run([list(range(held)), list(range(held))], 3)
+    lengths = [held + 2, held + 2]
+    with host.recording() as log:
+        server.step(run.tokens, lengths)
+    return server, log
+
+
+@pytest.mark.parametrize("graph", ["eager", "npugraph", "npugraph_ex"])
+def test_nine_launches_a_layer_and_six_besides(graph: str) -> None:
+    """Global and window layer: residual norm, qkv, conv + RoPE + cache, attention, o, norm, gate_up, SwiGLU, down."""
+    counts = [len(decode_log(published(layers), graph, 100)[1].kernels) for layers in (1, 2, 3)]
+    assert counts[1] - counts[0] == 9, "window layer"
+    assert counts[2] - counts[1] == 9, "global layer"
+    assert counts[0] - 9 <= 6, "embedding, final norm, head, scale, its rounding, greedy choice"
+
+
+def test_everything_but_the_input_copy_is_replayed() -> None:
+    _, log = decode_log(published(2), "npugraph", 100)
+    assert [launch.name for launch in log.launches if not launch.captured] == ["memcpy"]
+
+
+def test_bytes_moved_are_the_least_possible() -> None:
+    """Weights once and live keys and values once; 1.05 leaves room for activations, tables and the head's scale."""
+    model = published(2, hidden=1024)
+    held = 200
+    server, log = decode_log(model, "npugraph", held)
+    weights = sum(p.nbytes for name, p in model.named_parameters() if "embed" not in name)
+    least = weights
+    for spec in model.config.layer_specs:
+        keys = held + 3 if spec.window is None else min(held + 3, spec.window)
+        least += 2 * 2 * keys * spec.kv_size * 2  # two sequences, k and v, 2 bytes
+    assert log.bytes <= 1.05 * least, f"{log.bytes / least:.3f}"
+    assert log.bytes >= least, "a log that misses something"
+
+
+def test_no_copy_of_a_cache_in_the_cann_graph() -> None:
+    from ascend_m1_hostnpu.graph import graphs
+
+    before = len(graphs)
+    decode_log(published(2), "cann", 100)
+    assert len(graphs) == before + 1, "one graph for every step"
+    types = graphs[-1].types
+    assert not {"TensorMove", "Identity", "Assign", "ViewCopy", "Transpose"} & set(types)
+    assert types["ScatterPaKvCache"] == types["FusedInferAttentionScore"] == 2
+
+
+def test_a_graph_is_captured_once() -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    generate("hybrid", torch.float16, "npugraph_ex")
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["npugraph_ex"]["captured_graph_1"] == 1
+
+
+def test_a_replay_that_is_not_told_the_lengths_fails() -> None:
+    """On the device it would wait for ever."""
+    graph = torch.npu.NPUGraph()
+    q, cache = torch.randn(1, 4, 128).half().npu(), torch.randn(1, 16, 128).half().npu()
+    table = torch.zeros(1, 1, dtype=torch.int32).npu()
+    with torch.npu.graph(graph, auto_dispatch_capture=True):
+        torch_npu.npu_fused_infer_attention_score_v2(
+            q,
+            cache,
+            cache,
+            actual_seq_qlen=[1],
+            actual_seq_kvlen=[1],
+            block_table=table,
+            num_query_heads=4,
+            num_key_value_heads=1,
+            input_layout="TND",
+            block_size=16,
+        )
+    graph.replay()
+    with pytest.raises(RuntimeError, match="nothing writes"):
+        torch.npu.synchronize()
