@@ -33,10 +33,6 @@ def routes(product: str, tell: Callable[[str], None]) -> dict[str, Any]:
     """``graphs``, and from the host NPU's log ``launches_per_layer``, ``other_launches`` and ``bytes``."""
     from .probe import first_line, on_host
 
-    if on_host():
-        from ascend_m1_hostnpu import graph
-
-        graph.install()
     model = build("gw")
     expected = run(model, "eager")
     graphs: dict[str, Any] = {}

@@ -11,9 +11,7 @@ import functools
 import importlib.util
 import inspect
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -22,30 +20,11 @@ from torch import Tensor
 
 from . import null, streams
 from .abi import said, view
+from .imports import after_import
 from .launches import Launch
 from .operator import nbytes
 
 _INTERPRETER = "triton.runtime.interpreter"
-
-
-class TritonFinder:
-    """Prepares the interpreter right after its import."""
-
-    @classmethod
-    def find_spec(cls, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        if name != _INTERPRETER:
-            return None
-        sys.meta_path.remove(cls)
-        spec = PathFinder.find_spec(name, path)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_prepare(module: ModuleType) -> None:
-                execute(module)
-                _prepare(module)
-
-            spec.loader.exec_module = execute_and_prepare  # type: ignore[method-assign]
-        return spec
 
 
 def install() -> None:
@@ -53,10 +32,7 @@ def install() -> None:
     if importlib.util.find_spec("triton") is None:
         return
     os.environ["TRITON_INTERPRET"] = "1"
-    if _INTERPRETER in sys.modules:
-        _prepare(sys.modules[_INTERPRETER])
-    else:
-        sys.meta_path.insert(0, TritonFinder)
+    after_import(_INTERPRETER, _prepare)
 
 
 def _prepare(interpreter: ModuleType) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from ascend_m1_ops.testing import rounding
 
 from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1_ops.testing import rounding
 
 from ..model.golden import CASES, ROOT, TOLERANCE, load_prompts, max_error
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import ascend_m1_hostnpu  # noqa: F401  before torch_npu
 import pytest
 import torch
 import torch_npu
+import torchair
 from torch import Tensor
 from torch.nn.functional import linear
 
+import ascend_m1_hostnpu  # noqa: F401  before torch_npu
 import ascend_m1_hostnpu.graph as engine
-
-engine.install()
-import torchair  # noqa: E402
-from ascend_m1_ops import cann_graph  # noqa: E402
-from ascend_m1_ops.conv_rope_cache import conv_rope_cache_reference  # noqa: E402, F401  defines the operator
-from ascend_m1_ops.rope import rope_tables  # noqa: E402
+from ascend_m1_ops import cann_graph
+from ascend_m1_ops.conv_rope_cache import conv_rope_cache_reference  # noqa: F401  defines the operator
+from ascend_m1_ops.rope import rope_tables
 
 BLOCKS, BLOCK = 8, 16
 COPIES = ("TensorMove", "Identity", "Transpose", "Assign", "ViewCopy")

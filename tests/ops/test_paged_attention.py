@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ascend_m1_ops import PagedKeys, paged_attention, paged_attention_reference, ragged_attention
-from ascend_m1_ops.testing import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from ascend_m1_ops import PagedKeys, paged_attention, paged_attention_reference, ragged_attention
+from ascend_m1_ops.testing import rounding
 
 HEADS, KV_HEADS, DIM, BLOCK = 6, 2, 8, 4
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import gradient_wanted
-from . import library  # noqa: F401  (defines torch.ops.ascend_m1.conv_rope_cache)
+from . import library  # defines torch.ops.ascend_m1.conv_rope_cache
 from .reference import conv_rope_cache_reference
 from .tokens import TokenTable
 
@@ -57,5 +57,8 @@ def conv_rope_cache(
             "conv_rope_cache: has no gradient: call it under torch.no_grad(), or train with short_conv and apply_rope"
         )
     places = (table.positions, table.slots, table.starts, table.cu_seqlens, table.state_rows, table.continues)
-    q: Tensor = torch.ops.ascend_m1.conv_rope_cache(packed, weight, cos, sin, *places, k_cache, v_cache, state)
+    arguments = (packed, weight, cos, sin, *places, k_cache, v_cache, state)
+    if packed.device.type == "cpu" and not torch.compiler.is_compiling():
+        return library.composed(*arguments)  # a dispatch would take as long as a small batch
+    q: Tensor = torch.ops.ascend_m1.conv_rope_cache(*arguments)
     return q

@@ -65,7 +65,8 @@ def _check_strides(packed: Tensor, k_cache: Tensor, v_cache: Tensor, state: Tens
     _need(dense, "state must have contiguous rows, not strides {}", state.stride())
 
 
-def _composed(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Tensor:
+def composed(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Tensor:
+    """Checked, and made of torch calls on any device."""
     _check(packed, weight, cos, sin, *rest)
     return kernels.forward(packed, weight, cos, sin, *rest)
 
@@ -81,7 +82,7 @@ def _fake(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tenso
     return packed.new_empty(packed.shape[0], packed.shape[1] // head_dim - 2 * kv_heads, head_dim)
 
 
-_library.impl("conv_rope_cache", _composed, "CompositeExplicitAutograd")
+_library.impl("conv_rope_cache", composed, "CompositeExplicitAutograd")
 for _key in ("PrivateUse1", "CUDA"):  # a device's own key comes before CompositeExplicitAutograd
     _library.impl("conv_rope_cache", _accelerated, _key)
 torch.library.register_fake("ascend_m1::conv_rope_cache", _fake, lib=_library)

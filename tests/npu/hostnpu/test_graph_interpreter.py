@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import ascend_m1_hostnpu  # noqa: F401  before torch_npu
 import pytest
 import torch
-import torch_npu  # noqa: F401
+import torch_npu
+import torchair
 from torch import Tensor
+from torchair._ge_concrete_graph import ge_apis as ge
+from torchair.ge._ge_graph import DataType, GeGraph, default_ge_graph
 
+import ascend_m1_hostnpu  # noqa: F401  before torch_npu
 import ascend_m1_hostnpu.graph as engine
-
-engine.install()
-import torchair  # noqa: E402
-from ascend_m1_hostnpu.graph import interpret, ordering, program  # noqa: E402
-from torchair._ge_concrete_graph import ge_apis as ge  # noqa: E402
-from torchair.ge._ge_graph import DataType, GeGraph, default_ge_graph  # noqa: E402
+from ascend_m1_hostnpu.graph import interpret, ordering, program
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
