@@ -43,7 +43,7 @@ def test_golden_through_every_route(case: str, graph: str) -> None:
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize("case", CASES)
 def test_low_precision(case: str, dtype: torch.dtype) -> None:
-    """Captured graphs give the eager path's tokens to the last; those and the CANN graph's are the CPU's up to rounding.
+    """Captured graphs give the eager path's tokens; those and the CANN graph's are the CPU's up to rounding.
 
     A CANN graph is made of other operators than the fused one, so two equal logits may fall the other way there.
     """
@@ -115,7 +115,7 @@ def test_bytes_moved_are_the_least_possible() -> None:
     """Weights once and live keys and values once; 1.05 leaves room for activations, tables and the head's scale."""
     model = published(2, hidden=1024)
     held = 200
-    server, log = decode_log(model, "npugraph", held)
+    _, log = decode_log(model, "npugraph", held)
     weights = sum(p.nbytes for name, p in model.named_parameters() if "embed" not in name)
     least = weights
     for spec in model.config.layer_specs:

@@ -90,6 +90,6 @@ def test_errors_name_the_numbers() -> None:
         paged_attention(torch.randn(2, 5, DIM), k, v, PagedKeys(table, [3, 5]))
     with pytest.raises(ValueError, match="block_table has 2 sequences"):
         paged_attention(torch.randn(3, HEADS, DIM), k, v, PagedKeys(table, [3, 5]))
+    keys = PagedKeys(table, None, torch.tensor([3, 5]))
     with pytest.raises(ValueError, match="lengths must be given"):
-        keys = PagedKeys(table, None, torch.tensor([3, 5]))
         paged_attention(torch.randn(3, HEADS, DIM), k, v, keys, query_ends=[1, 3])

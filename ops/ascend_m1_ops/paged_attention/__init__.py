@@ -3,8 +3,8 @@
     out_i = Σ_j softmax_j(q_i · k_j · scale) v_j        over the keys j of i's sequence up to i's own position
 
 K and V [blocks, block_size, KV, D] hold the keys of sequence s in the blocks block_table[s], in order. A decode step
-has one query a sequence and sees every key, so their order does not matter: a ring of exactly ``window`` slots is a window
-layer's cache (softmax ignores order, RoPE is already in K). Source: Kwon et al., "PagedAttention" (2023).
+has one query a sequence and sees every key, so their order does not matter: a ring of exactly ``window`` slots is a
+window layer's cache (softmax ignores order, RoPE is already in K). Source: Kwon et al., "PagedAttention" (2023).
 """
 
 from __future__ import annotations
