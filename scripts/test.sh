@@ -27,6 +27,17 @@ if [[ ${1:-} == --help || ${1:-} == -h ]]; then
     exit
 fi
 
+# run_tests ENVIRONMENT FOLDERS ARGUMENT...: the suite's folders, unless an argument names a path.
+run_tests() {
+    local python="$1/bin/python" folders=$2 argument
+    shift 2
+    for argument in "$@"; do
+        [[ -e ${argument%%::*} ]] && folders=""
+    done
+    # shellcheck disable=SC2086
+    exec "$python" -m pytest $folders "$@"
+}
+
 case $suite in
     main)
         make_environment .venv dev --editable '.[dev]'
@@ -40,15 +51,15 @@ case $suite in
         ;;
     floor)
         make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1
-        exec .venvs/floor/bin/python -m pytest tests/model tests/ops tests/compat "$@"
+        run_tests .venvs/floor "tests/model tests/ops tests/compat" "$@"
         ;;
     npu)
         make_environment .venvs/npu npu --editable '.[dev]' --requirement requirements/npu.txt
-        exec .venvs/npu/bin/python -m pytest tests/npu "$@"
+        run_tests .venvs/npu tests/npu "$@"
         ;;
     lowering)
         make_environment .venvs/lowering lowering --require-hashes --requirement requirements/lowering.txt
-        exec .venvs/lowering/bin/python -m pytest tests/lowering "$@"
+        run_tests .venvs/lowering tests/lowering "$@"
         ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac
