@@ -8,10 +8,15 @@ Every graph reads its input from the same buffers, filled by one copy a step; no
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 
+import numpy as np
 import torch
 
+import ascend_m1_ops
 from ascend_m1_ops import PagedKeys, TokenTable, lengths_on_host
 
 from .configuration_baichuan_m1 import LayerSpec
@@ -32,13 +37,21 @@ class Decoder:
         batch: sequences in the graph; a smaller step is filled up.
         max_length: of a sequence, in tokens; decides the width of the block table.
         graph: one of ``ROUTES``; None: the default of the device.
+        cache_dir: folder in which ``npugraph_ex`` and ``cann`` keep what they compiled, for the next process; the
+            vendor checks that its files belong to the user. None: every process compiles anew.
 
     Raises:
         InputError: the graph is unknown, or the batch is larger than the cache's room for fillers.
     """
 
     def __init__(
-        self, model: InferenceModel, cache: PagedCache, batch: int, max_length: int, graph: str | None = None
+        self,
+        model: InferenceModel,
+        cache: PagedCache,
+        batch: int,
+        max_length: int,
+        graph: str | None = None,
+        cache_dir: str | None = None,
     ) -> None:
         self.graph = default_graph(model.embed.device) if graph is None else graph
         if self.graph not in ROUTES:
@@ -46,6 +59,7 @@ class Decoder:
         if not 1 <= batch <= FILLERS:
             raise InputError(f"batch={batch}: give 1 to {FILLERS} sequences")
         self.model, self.cache, self.batch, self.max_length = model, cache, batch, max_length
+        self.cache_dir = cache_dir
         self.buffers = Buffers(batch, -(-max_length // BLOCK_SIZE), cache, model.embed.device)
         self._replay: Replay | None = None
 
@@ -72,6 +86,13 @@ class Decoder:
         logits = self.model(self.buffers.step(lengths, rings), self.cache)
         return Logits(logits.argmax(-1), logits)
 
+    def signature(self) -> str:
+        """All that a compiled step depends on, but for the weights' values: this code, torch, geometry, sizes."""
+        weights = [(name, tuple(weight.shape), weight.dtype) for name, weight in self.model.named_parameters()]
+        caches = [(tuple(layer.k.shape), tuple(layer.state.shape), layer.k.dtype) for layer in self.cache.layers]
+        versions = [f"{name} {version(name)}" for name in ("torch", "torch-npu")]
+        return f"{_sources()}, {versions}, {self.batch}, {self.max_length}, {weights}, {caches}, {self.model.config}"
+
     def _check(self, chunks: Sequence[Chunk]) -> None:
         if len(chunks) > self.batch:
             raise InputError(f"{len(chunks)} sequences in a decode step made for {self.batch}: make it for more")
@@ -81,6 +102,13 @@ class Decoder:
                     f"a decode step takes one token and up to {self.max_length} in all, not {len(chunk.tokens)} and "
                     f"{chunk.length}"
                 )
+
+
+def _sources() -> str:
+    """Digest of this package and the operators."""
+    folders = [Path(file).parent for file in (__file__, ascend_m1_ops.__file__ or "")]
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class Buffers:
@@ -93,6 +121,9 @@ class Buffers:
     def __init__(self, batch: int, width: int, cache: PagedCache, device: torch.device) -> None:
         self.batch, self.width, self.ring_width = batch, width, cache.ring_blocks
         self.data = torch.zeros(batch * (8 + width + self.ring_width), dtype=torch.int32, device=device)
+        self.borders = [8 * batch, (8 + width) * batch]
+        rows = range(cache.rows + FILLERS)
+        self.ring_tables = np.array([cache.ring_table(row) for row in rows], dtype=np.int32)
         self.pinned = is_accelerator(device)  # a copy from pinned memory need not be waited for
         self.ends = torch.arange(batch + 1, dtype=torch.int32, device=device)
         for tensor in (self.data, self.ends):
@@ -110,11 +141,13 @@ class Buffers:
         numbers += [chunk.row for chunk in chunks]
         numbers += [int(chunk.held > 0) for chunk in chunks]
         numbers += [*lengths, *rings]
-        for chunk in chunks:
-            numbers += [*chunk.blocks, *[cache.blocks] * (self.width - len(chunk.blocks))]
-        for chunk in chunks:
-            numbers += cache.ring_table(chunk.row)
-        host = torch.tensor(numbers, dtype=torch.int32, pin_memory=self.pinned)
+        host = torch.empty(self.data.shape, dtype=torch.int32, pin_memory=self.pinned)
+        values, blocks, ring_blocks = np.split(host.numpy(), self.borders)  # a table of lists is slow to make
+        values[:] = numbers
+        blocks[:] = cache.blocks
+        for row, chunk in zip(blocks.reshape(self.batch, -1), chunks, strict=True):
+            row[: len(chunk.blocks)] = chunk.blocks
+        ring_blocks[:] = self.ring_tables[[chunk.row for chunk in chunks]].flat
         self.data.copy_(host, non_blocking=True)
         return lengths, rings
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .decode import Decoder
@@ -38,7 +38,7 @@ def eager(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
 
 def inductor(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
     """Compiled by torch's own compiler: for a CPU."""
-    return _on_device(decoder, torch.compile(decoder.forward, fullgraph=True, dynamic=False))
+    return _on_device(torch.compile(_Step(decoder).decode, fullgraph=True, dynamic=False))
 
 
 def npugraph(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
@@ -62,18 +62,18 @@ def npugraph(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
 
 def npugraph_ex(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
     """torch.compile with torch_npu's npugraph_ex: traced, simplified, captured, replayed."""
-
-    def step(lengths: Lengths, rings: Lengths) -> Logits:
-        return decoder.forward(lengths, rings)
-
-    compiled: Any = torch.compile(step, backend="npugraph_ex", fullgraph=True, dynamic=False)
+    step, compiled = _Step(decoder), None
+    if decoder.cache_dir is None:
+        compiled = torch.compile(step.decode, backend="npugraph_ex", fullgraph=True, dynamic=False)
+    else:
+        inference = torch.get_device_module(decoder.model.embed.device).npugraph_ex.inference
+        compiled = inference.cache_compile(step.decode, dynamic=False, cache_dir=decoder.cache_dir)
     # The lengths alone are inputs that change; everything else stays a constant of the graph.
-    names = r"L\['(lengths|rings)'\]\[\d+\]"
+    numbers: Any = torch.compiler.config.patch(dynamic_sources=r"L\['(lengths|rings)'\]\[\d+\]")  # type: ignore[attr-defined]
 
     def replay(lengths: list[int], rings: list[int]) -> Logits:
-        with torch.compiler.config.patch(dynamic_sources=names):  # type: ignore[attr-defined]
-            out: Logits = compiled(lengths, rings)
-        return out
+        with numbers:
+            return Logits(*compiled(lengths, rings))
 
     replay(lengths, rings)
     return replay
@@ -81,14 +81,40 @@ def npugraph_ex(decoder: Decoder, lengths: list[int], rings: list[int]) -> Repla
 
 def cann(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
     """TorchAir's CANN graph: compiled by the graph engine, tiling and fusion included."""
-    from ascend_m1_ops.cann_graph.npu import backend
+    from ascend_m1_ops import cann_graph
 
-    return _on_device(decoder, torch.compile(decoder.forward, backend=backend(), fullgraph=True, dynamic=False))
+    step = _Step(decoder)
+    if decoder.cache_dir is None:
+        return _on_device(torch.compile(step.decode, backend=cann_graph.backend(), fullgraph=True, dynamic=False))
+    import torchair
+
+    cann_graph.register_converters()
+    return _on_device(
+        torchair.inference.cache_compile(
+            step.decode, config=cann_graph.compiler_config(), dynamic=False, cache_dir=decoder.cache_dir
+        )
+    )
 
 
-def _on_device(decoder: Decoder, compiled: Callable[[Lengths, Lengths], Logits]) -> Replay:
+class _Step(nn.Module):
+    """A decode step as the vendor's cache of compiled graphs wants it: a method of a module that has the weights."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.model, self.decoder = decoder.model, decoder
+
+    def decode(self, lengths: Lengths, rings: Lengths) -> tuple[Tensor, Tensor]:
+        out = self.decoder.forward(lengths, rings)
+        return out.tokens, out.logits
+
+    def extra_repr(self) -> str:
+        """Everything that a graph depends on: a compiled one is found again by this text."""
+        return self.decoder.signature()
+
+
+def _on_device(compiled: Callable[[Lengths, Lengths], tuple[Tensor, Tensor]]) -> Replay:
     compiled(None, None)
-    return lambda lengths, rings: compiled(None, None)
+    return lambda lengths, rings: Logits(*compiled(None, None))
 
 
 ROUTES: dict[str, Callable[[Decoder, list[int], list[int]], Replay]] = {
