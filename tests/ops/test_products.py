@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ascend_m1_ops.products import PRODUCTS, TABLE, Step, choice
 
 DOCS = (Path(__file__).parents[2] / "docs" / "npu.md").read_text(encoding="utf-8")
