@@ -2,6 +2,7 @@
 
     python scripts/bench_kernels.py
     python scripts/bench_kernels.py --tokens 8192 --dtypes bfloat16 --threads 1
+    python scripts/bench_kernels.py --write docs/benchmarks.md
 
 On a CUDA machine the Triton kernels are compared with the composition of torch calls, then timed. Elsewhere it says
 that the hardware is absent and measures the CPU operators. Each round times an operator, what it replaces and a copy in
@@ -16,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,8 +25,9 @@ from torch import Tensor
 from ascend_m1_ops import TokenTable, apply_rope, conv_rope_cache, rope_tables, short_conv, short_conv_step
 from ascend_m1_ops.conv_rope_cache import kernels as composition
 from bench.machine import describe_machine
-from bench.report import Spread, markdown_table, ratios
+from bench.report import Spread, markdown_table, ratios, write_section
 
+SECTION = "bench_kernels"
 GEOMETRIES = {"global": (20, 2, 256), "window": (40, 8, 128)}  # query heads, key/value heads, head_dim
 BLOCK_SIZE, THETA = 128, 1e6
 DECODE = 64  # sequences of a decode step
@@ -200,6 +203,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=known)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", type=Path, metavar="FILE", help=f"document with a place <!-- {SECTION} --> to fill")
     arguments = parser.parse_args()
     if arguments.rounds < 2 or min(arguments.tokens) < 1:
         parser.error("give --rounds of at least 2 and --tokens of at least 1")
@@ -212,24 +216,27 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.write:
+        write_section(arguments.write, SECTION, None)
     machine = describe_machine()
-    print("\n".join(f"{name}: {value}" for name, value in machine.items()))
     if device.type == "cuda":
-        machine["device"] = torch.cuda.get_device_name(device)
-        print(f"device: {machine['device']}; kernels by Triton")
+        machine["device"] = f"{torch.cuda.get_device_name(device)}; kernels by Triton"
     else:
-        print("hardware: no CUDA device, so the Triton kernels are not measured; the CPU operators are")
+        machine["hardware"] = "no CUDA device, so the Triton kernels are not measured; the CPU operators are"
     rows, errors = [], {}
     for name in arguments.dtypes:
         dtype = getattr(torch, name)
         if device.type == "cuda":
             errors[name] = check_kernel(dtype, device)
-            worst = max(errors[name].values())
-            print(f"{name}: kernel and composition differ by at most {worst:.2g} of the largest element")
+            machine[name] = f"kernel and composition differ by at most {max(errors[name].values()):.2g} of the largest"
         for tokens in arguments.tokens:
             rows += [measure(case, arguments.rounds, device) for case in cases(tokens, dtype, device)]
     header = ["operator, tokens", "dtype", "ms", "GB/s", "of a copy's bandwidth", "times faster than unfused"]
-    print(markdown_table(header, [show(row) for row in rows]))
+    lines = [f"- {name}: {value}" for name, value in machine.items()]
+    text = "\n".join([*lines, "", markdown_table(header, [show(row) for row in rows])])
+    print(text)
+    if arguments.write:
+        write_section(arguments.write, SECTION, text)
     print(json.dumps({"machine": machine, "device": device.type, "errors": errors, "rows": rows}))
 
 
