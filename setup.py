@@ -10,6 +10,7 @@ HOMES = {
     "ascend_m1_hostnpu": "ops",
     "ascend_m1_finetune": "finetune",
     "ascend_m1_serve": "serve",
+    "ascend_m1_vllm": "serve",
 }
 
 packages: list[str] = []

@@ -124,6 +124,8 @@ class LayerCache(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1 if self.k.fixed is None else self.k.fixed
 
+    get_max_cache_shape = get_max_length  # its name before transformers 5.16
+
 
 class M1Cache(Cache):
     """Everything that a batch of sequences must remember between forwards.

@@ -14,7 +14,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ascend_m1_ops import rope_tables
+from ascend_m1_ops import rope_tables, shared_tables
 
 from .cache import ASSISTED_ROLLBACK, DEFAULT_ROLLBACK, M1Cache
 from .configuration_baichuan_m1 import BaichuanM1Config
@@ -130,8 +130,9 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
             inputs_embeds = self.embed(input_ids)
         seqlens = packed_ends(seqlens, cu_seqlens, kwargs.get("cu_seq_lens_q"))
         cache, layout = self._arrange(inputs_embeds, cache, use_cache, attention_mask, position_ids, seqlens)
+        theta, wide = self.config.rope_theta, _table_dtype(inputs_embeds)
         rope = {
-            dim: rope_tables(layout.rope_positions, dim, self.config.rope_theta, _table_dtype(inputs_embeds))
+            dim: shared_tables(*rope_tables(layout.rope_positions, dim, theta, wide))
             for dim in {spec.head_dim for spec in self.config.layer_specs}
         }
         hidden_states = inputs_embeds
@@ -276,7 +277,7 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
             )
             return
         kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic", "static"):
+        if kind not in (None, "dynamic", "dynamic_full", "static"):  # dynamic_full: older transformers, assisted
             raise InputError(f"cache_implementation={kind!r}: Baichuan-M1 has 'dynamic' and 'static'")
         assisted = generation_config.is_assistant or generation_mode == GenerationMode.ASSISTED_GENERATION
         room = min(max_cache_length, ASSISTED_ROLLBACK) if assisted else DEFAULT_ROLLBACK

@@ -1,0 +1,19 @@
+"""Baichuan-M1 for vLLM and vllm-ascend: a plugin that vLLM finds by itself once this distribution is installed."""
+
+from __future__ import annotations
+
+ARCHITECTURE = "BaichuanM1ForCausalLM"
+
+
+def register() -> None:
+    """Tell vLLM and transformers about the architecture; vLLM calls this in each of its processes.
+
+    The configuration and the model are imported when a checkpoint names them, not here.
+    """
+    from transformers import AutoConfig
+    from vllm import ModelRegistry
+
+    from .config import LazyConfig
+
+    AutoConfig.register(LazyConfig.model_type, LazyConfig, exist_ok=True)
+    ModelRegistry.register_model(ARCHITECTURE, "ascend_m1_vllm.model:BaichuanM1ForCausalLM")

@@ -1,0 +1,96 @@
+"""The convolution of K and V, its last raw token kept in vLLM's own state cache.
+
+For vLLM this is one of its state ("Mamba") layers, of the kind SHORT_CONV: blocks, preemption, prefix caching and
+chunked prefill are vLLM's business. It is called through vLLM's operator ``vllm::short_conv``, at which vLLM already
+splits its compiled graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.mamba import short_conv as _defines_the_operator  # noqa: F401
+from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
+
+from ascend_m1_ops import short_conv, short_conv_step
+
+from .geometry import RankLayer
+
+BLOCK = 128  # tokens in a block of vllm-ascend's attention
+
+
+def state_shape(row: int) -> tuple[int, ...]:
+    """As large as the K page of one block, the same in every layer; the raw k and v are its first elements.
+
+    vllm-ascend asks for that size, vLLM 0.23 for equal states.
+    """
+    return (BLOCK, 1, row)
+
+
+class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
+    """y_t = w[0] u_{t-1} + w[1] u_t over the raw k and v of each sequence; u_{-1} comes from the state cache."""
+
+    def __init__(self, layer: RankLayer, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        self.layer, self.prefix, self.dtype = layer, prefix, vllm_config.model_config.dtype
+        self.taps = nn.Parameter(torch.empty(2, layer.kv_heads, 2), requires_grad=False)
+        self.kv_cache: tuple[Tensor, ...] = (torch.tensor([]),)
+        known = vllm_config.compilation_config.static_forward_context
+        if prefix in known:
+            raise ValueError(f"layer name {prefix} is taken")
+        known[prefix] = self
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Packed projection [tokens, q + 2 · kv_size] -> convolved k and v [tokens, 2, kv_heads, head_dim]."""
+        out = packed.new_empty(packed.shape[0], 2 * self.layer.kv_heads * self.layer.head_dim)
+        torch.ops.vllm.short_conv(packed, out, self.prefix)
+        return out.unflatten(1, (2, self.layer.kv_heads, self.layer.head_dim))
+
+    def forward_cuda(self, hidden_states: Tensor, output: Tensor) -> None:
+        """What ``vllm::short_conv`` calls: fills ``output`` [tokens, 2 · kv_size]."""
+        kv = hidden_states[:, -output.shape[1] :].unflatten(1, (2, self.layer.kv_heads, self.layer.head_dim))
+        out = output.view(kv.shape)
+        metadata = get_forward_context().attn_metadata
+        if metadata is None:  # a run that measures memory
+            out.copy_(kv)
+            return
+        found = metadata[self.prefix]
+        state = self.kv_cache[0].flatten(1)[:, : out[0].numel()].unflatten(1, out.shape[1:])
+        decodes, tokens = found.num_decode_tokens, found.num_decode_tokens + found.num_prefill_tokens
+        if found.num_decodes:
+            self._decode(kv[:decodes], out[:decodes], state, found)
+        if found.num_prefills:
+            self._prefill(kv[decodes:tokens], out[decodes:tokens], state, found)
+
+    forward_native = forward_cuda  # its name on a CPU
+
+    def _decode(self, kv: Tensor, out: Tensor, state: Tensor, metadata: Any) -> None:
+        rows = metadata.state_indices_tensor_d.flatten()[: kv.shape[0]]
+        first = metadata.seq_lens[: kv.shape[0]] == 1  # vLLM 0.23 counts prompts of one token among the decodes
+        before = state.index_select(0, rows).masked_fill(first.view(-1, 1, 1, 1), 0)
+        convolved, after = short_conv_step(kv, self.taps, before)
+        out.copy_(convolved)
+        state.index_copy_(0, rows.long(), after)
+
+    def _prefill(self, kv: Tensor, out: Tensor, state: Tensor, metadata: Any) -> None:
+        rows = metadata.state_indices_tensor_p.flatten()
+        known = metadata.has_initial_states_p.view(-1, 1, 1, 1)
+        before = state.index_select(0, rows).masked_fill(~known, 0)
+        convolved, after = short_conv(kv, self.taps, before, metadata.query_start_loc_p)
+        out.copy_(convolved)
+        state.index_copy_(0, rows.long(), after)
+
+    def get_state_shape(self) -> tuple[tuple[int, ...], ...]:
+        return (state_shape(self.layer.row),)
+
+    def get_state_dtype(self) -> tuple[torch.dtype, ...]:
+        return (self.dtype,)
+
+    @property
+    def mamba_type(self) -> MambaAttentionBackendEnum:
+        return MambaAttentionBackendEnum.SHORT_CONV

@@ -1,0 +1,90 @@
+"""How one rank lays out attention so that every layer's cache has pages of one size.
+
+vLLM keeps all layers' blocks in one pool, and vllm-ascend gives all layers one block size; both are simple, and without
+waste, if a token's K row is equally wide in every layer. A layer with a wider row is split into parts of fewer
+key/value heads, each an attention of its own over its own pages; a narrower head is padded with zeros, which changes no
+score. Published 14B on one rank: global layers have rows of 2 x 256, window layers 8 x 128, so two parts of 4 x 128.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ascend_m1.configuration_baichuan_m1 import LayerSpec
+from ascend_m1.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RankLayer:
+    """One layer's attention on one rank.
+
+    Attributes:
+        heads, kv_heads: on this rank; a key/value head stands on ``replicas`` ranks.
+        head_dim: of the model. padded_dim: in the cache.
+        parts: attentions that the layer is split into.
+        window: visible keys; None: all.
+    """
+
+    heads: int
+    kv_heads: int
+    replicas: int
+    head_dim: int
+    padded_dim: int
+    parts: int
+    window: int | None
+
+    @property
+    def row(self) -> int:
+        """Elements of a token's K in one part's page."""
+        return self.kv_heads // self.parts * self.padded_dim
+
+
+def rank_layers(specs: Sequence[LayerSpec], ranks: int, head_dims: Sequence[int] | None = None) -> list[RankLayer]:
+    """Every layer on one of ``ranks`` tensor-parallel ranks, with equal rows.
+
+    Args:
+        specs: the layers.
+        ranks: tensor parallel size.
+        head_dims: those that attention takes; None: any.
+
+    Raises:
+        ConfigError: heads cannot be shared out, or no padded head_dim is taken.
+    """
+    options = {spec: _options(spec, ranks, head_dims) for spec in set(specs)}
+    rows = set.intersection(*({layer.row for layer in layers} for layers in options.values()))
+    if not rows:
+        raise ConfigError(f"head_dim: no common page size with head_dims {list(head_dims or [])}: not supported here")
+    chosen = {
+        row: {spec: next(layer for layer in layers if layer.row == row) for spec, layers in options.items()} for row in rows
+    }
+    best = min(chosen.values(), key=lambda layers: sum(_cost(layers[spec]) for spec in specs))
+    return [best[spec] for spec in specs]
+
+
+def _cost(layer: RankLayer) -> float:
+    """Width of all pages; a part more counts as little as can be."""
+    return layer.parts * layer.row + layer.parts / 1024
+
+
+def _options(spec: LayerSpec, ranks: int, head_dims: Sequence[int] | None) -> list[RankLayer]:
+    """All ways to lay out a layer, the narrowest first."""
+    replicas = max(1, ranks // spec.kv_heads)
+    if spec.heads % ranks or (spec.kv_heads % ranks and ranks % spec.kv_heads):
+        raise ConfigError(
+            f"tensor parallel size {ranks}: {spec.heads} query and {spec.kv_heads} key/value heads cannot be shared out: "
+            "give a size that divides the first, and divides or is a multiple of the second"
+        )
+    heads, kv_heads = spec.heads // ranks, max(1, spec.kv_heads // ranks)
+    dims = [dim for dim in _dims(spec.head_dim, head_dims) if dim >= spec.head_dim]
+    layers = [
+        RankLayer(heads, kv_heads, replicas, spec.head_dim, dim, parts, spec.window)
+        for parts in range(1, kv_heads + 1)
+        if kv_heads % parts == 0
+        for dim in dims
+    ]
+    return sorted(layers, key=_cost)
+
+
+def _dims(head_dim: int, head_dims: Sequence[int] | None) -> Sequence[int]:
+    return [head_dim << shift for shift in range(6)] if head_dims is None else sorted(head_dims)

@@ -1,0 +1,72 @@
+"""A checkpoint's tensors into vLLM's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.model_executor.models.utils import is_pp_missing_parameter
+
+from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1.errors import CheckpointError
+from ascend_m1.weights import check_checkpoint
+
+_STACKED = ((".gate_proj.", ".gate_up_proj.", 0), (".up_proj.", ".gate_up_proj.", 1))
+_TAPS = ((".conv_k", 0), (".conv_v", 1))
+
+
+def load_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], vllm_config: VllmConfig) -> set[str]:
+    """Fill this rank's share; returns the names of the parameters that were filled.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape or no place in the model.
+    """
+    if vllm_config.quant_config is None and Path(vllm_config.model_config.model).is_dir():
+        check_checkpoint(vllm_config.model_config.model, BaichuanM1ForCausalLM, {"config": vllm_config.model_config.hf_config})
+    parameters = dict(model.named_parameters())
+    loaded: set[str] = set()
+    for name, tensor in weights:
+        if name.endswith("rotary_emb.inv_freq"):  # older files store it; computed from the config here
+            continue
+        target = _load(model, parameters, name, tensor)
+        if target is not None:
+            loaded.add(target)
+    return loaded
+
+
+def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tensor: Tensor) -> str | None:
+    """The parameter that took the tensor; None: it belongs to another pipeline stage."""
+    target, shard = name, None
+    for stored, stacked, index in _STACKED:
+        if stored in name:
+            target, shard = name.replace(stored, stacked), index
+    for stored, index in _TAPS:
+        if name.endswith(stored):
+            target, shard = f"{name.removesuffix(stored)}.conv.taps", index
+    if is_pp_missing_parameter(target, model):
+        return None
+    if target not in parameters:
+        raise CheckpointError(f"tensor {name} has no place in this model: use the config.json and weights of one checkpoint")
+    parameter = parameters[target]
+    if target.endswith(".conv.taps"):
+        load_taps(model.get_submodule(target.removesuffix(".taps")), parameter, tensor, shard or 0)
+    elif shard is not None:
+        parameter.weight_loader(parameter, tensor, shard)
+    else:
+        if name == "lm_head.weight":  # NormHead: logits are x · normalize(row), so the rows are normalised once, here
+            tensor = nn.functional.normalize(tensor.float(), dim=-1).to(tensor.dtype)
+        getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
+    return target
+
+
+@torch.no_grad()
+def load_taps(convolution: nn.Module, taps: nn.Parameter, tensor: Tensor, index: int) -> None:
+    """A published filter [1, 1, kv_heads, 1, 2] of k (index 0) or v (1): the heads of this rank."""
+    layer = convolution.layer
+    first = get_tensor_model_parallel_rank() // layer.replicas * layer.kv_heads
+    taps.data[index].copy_(tensor.view(-1, 2)[first : first + layer.kv_heads])
