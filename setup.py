@@ -24,7 +24,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "": ["py.typed"],
-        "ascend_m1_hostnpu": ["*.c", "site/*.py"],
+        "ascend_m1_hostnpu": ["*.c", "site/*.py", "pyacl/acl/*.py"],
         "ascend_m1_ops": ["lowering.json"],
         "ascend_m1": ["checkpoints/*/*"],
     },

@@ -83,9 +83,9 @@ def is_accelerator(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def default_graph(device: torch.device) -> str:
-    """How decode steps run: captured on an NPU, else operator by operator, which needs no compiler."""
-    return "npugraph" if device.type == "npu" else "eager"
+def is_npu(device: torch.device) -> bool:
+    """Whether the device is an Ascend NPU."""
+    return device.type == "npu"
 
 
 def cpu_flags() -> set[str]:

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .device import cpu_flags, npu_problem, visible_devices
 
 PACKAGES = ("ascend-m1", "torch", "transformers", "safetensors", "torch-npu", "mindspore", "vllm", "vllm-ascend")
 TOOLKIT_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
+HOST_NPU = "ascend_m1_hostnpu"  # loaded: the NPU that torch sees is no device, but a stand-in for CANN
 # Where Ascend's installers put things unless told otherwise.
 ASCEND_FOLDER = Path("/usr/local/Ascend")
 MATRIX_FLAGS = (
@@ -36,6 +38,7 @@ MATRIX_FLAGS = (
 
 def describe() -> dict[str, Any]:
     """Everything, as plain values for JSON."""
+    problem = npu_problem()  # first: whoever looks for torch_npu on a host NPU loads its stand-ins
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -43,7 +46,8 @@ def describe() -> dict[str, Any]:
         "cpu": cpu(),
         "devices": visible_devices(),
         "ascend": {"toolkit": toolkit(), "driver": driver(), "npu-smi": shutil.which("npu-smi")},
-        "npu_problem": npu_problem(),
+        "npu_problem": problem,
+        "host_npu": HOST_NPU in sys.modules,
         "extras": missing_by_extra(),
     }
 

@@ -7,17 +7,32 @@ plain torch operators.
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ascend_m1_ops.conv_rope_cache.npu import why_composed
+from ascend_m1_ops.products.npu import product
+
+from .device import is_npu
+from .errors import InputError
+
 if TYPE_CHECKING:
     from .decode import Decoder
+    from .inference import InferenceModel
 
+# TorchAir's documentation lists A2, A3 and 950; torch_npu's graphs are documented for the same.
+CAPTURING = ("A2", "A3", "950")
 Lengths = list[int] | None
+_log = logging.getLogger(__name__)
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ def eager(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
 
 def inductor(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
     """Compiled by torch's own compiler: for a CPU."""
-    return _on_device(torch.compile(_Step(decoder).decode, fullgraph=True, dynamic=False))
+    return _on_device(torch.compile(_Step(decoder).compilable(), fullgraph=True, dynamic=False))
 
 
 def npugraph(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
@@ -62,12 +77,12 @@ def npugraph(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
 
 def npugraph_ex(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
     """torch.compile with torch_npu's npugraph_ex: traced, simplified, captured, replayed."""
-    step, compiled = _Step(decoder), None
+    step, compiled = _Step(decoder).compilable(), None
     if decoder.cache_dir is None:
-        compiled = torch.compile(step.decode, backend="npugraph_ex", fullgraph=True, dynamic=False)
+        compiled = torch.compile(step, backend="npugraph_ex", fullgraph=True, dynamic=False)
     else:
         inference = torch.get_device_module(decoder.model.embed.device).npugraph_ex.inference
-        compiled = inference.cache_compile(step.decode, dynamic=False, cache_dir=decoder.cache_dir)
+        compiled = inference.cache_compile(step, dynamic=False, cache_dir=decoder.cache_dir)
     # The lengths alone are inputs that change; everything else stays a constant of the graph.
     numbers: Any = torch.compiler.config.patch(dynamic_sources=r"L\['(lengths|rings)'\]\[\d+\]")  # type: ignore[attr-defined]
 
@@ -80,20 +95,35 @@ def npugraph_ex(decoder: Decoder, lengths: list[int], rings: list[int]) -> Repla
 
 
 def cann(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
-    """TorchAir's CANN graph: compiled by the graph engine, tiling and fusion included."""
+    """TorchAir's CANN graph: compiled by the graph engine, tiling and fusion included.
+
+    Raises:
+        InputError: npugraph_ex came first in this process.
+    """
     from ascend_m1_ops import cann_graph
 
-    step = _Step(decoder)
+    if _npugraph_ex_came_first():
+        raise InputError(
+            "graph 'cann' after npugraph_ex: torch_npu cannot load TorchAir any more: make the first CANN graph before "
+            "npugraph_ex is used, or use another process"
+        )
+    step = _Step(decoder).compilable()
     if decoder.cache_dir is None:
-        return _on_device(torch.compile(step.decode, backend=cann_graph.backend(), fullgraph=True, dynamic=False))
+        return _on_device(torch.compile(step, backend=cann_graph.backend(), fullgraph=True, dynamic=False))
     import torchair
 
     cann_graph.register_converters()
     return _on_device(
         torchair.inference.cache_compile(
-            step.decode, config=cann_graph.compiler_config(), dynamic=False, cache_dir=decoder.cache_dir
+            step, config=cann_graph.compiler_config(), dynamic=False, cache_dir=decoder.cache_dir
         )
     )
+
+
+def _npugraph_ex_came_first() -> bool:
+    """Whether a decomposition that both register is npugraph_ex's: TorchAir does not look, and fails."""
+    registered = torch.ops.aten.to.other.py_kernels.get(torch._C.DispatchKey.AutogradPrivateUse1)
+    return getattr(registered, "__module__", "").startswith("npugraph_ex")
 
 
 class _Step(nn.Module):
@@ -106,6 +136,14 @@ class _Step(nn.Module):
     def decode(self, lengths: Lengths, rings: Lengths) -> tuple[Tensor, Tensor]:
         out = self.decoder.forward(lengths, rings)
         return out.tokens, out.logits
+
+    def compilable(self) -> MethodType:
+        """``decode`` with code of its own: torch compiles one code eight times at most, and searches them at each call.
+
+        Another name makes it differ, for the vendor's cache compares codes by value.
+        """
+        code = _Step.decode.__code__.replace(co_name=f"decode_{next(_numbers)}")
+        return MethodType(FunctionType(code, globals(), "decode"), self)
 
     def extra_repr(self) -> str:
         """Everything that a graph depends on: a compiled one is found again by this text."""
@@ -124,3 +162,50 @@ ROUTES: dict[str, Callable[[Decoder, list[int], list[int]], Replay]] = {
     "npugraph_ex": npugraph_ex,
     "cann": cann,
 }
+
+
+def choose_graph(wanted: str | None, model: InferenceModel) -> str:
+    """The route for this model, where it is; None: the fastest that needs no compiler.
+
+    Raises:
+        InputError: the route is unknown, or cannot be used there.
+    """
+    if wanted is None:
+        if not is_npu(model.embed.device):
+            return "eager"
+        reason = why_not("npugraph", model)
+        if reason is not None:
+            _log_eager(reason)
+        return "npugraph" if reason is None else "eager"
+    if wanted not in ROUTES:
+        raise InputError(f"graph {wanted!r} is not known: use one of {', '.join(ROUTES)}")
+    reason = why_not(wanted, model)
+    if reason is not None:
+        raise InputError(f"graph {wanted!r} cannot be used here: {reason}: use 'eager', or leave the choice open")
+    return wanted
+
+
+def why_not(graph: str, model: InferenceModel) -> str | None:
+    """The reason why a route cannot run this model where it is; None: it can."""
+    on_npu = is_npu(model.embed.device)
+    if graph == "eager":
+        return None
+    if graph == "inductor":
+        return "it compiles for a CPU or a GPU, and the model is on an NPU" if on_npu else None
+    if not on_npu:
+        return f"it needs an NPU, and the model is on {model.embed.device.type}"
+    if product() not in CAPTURING:
+        return f"the graph modes' documentation does not list {product()}"
+    if graph == "cann":
+        return None  # made of graph operators, none of which waits
+    for dim in {spec.head_dim for spec in model.config.layer_specs}:
+        packed, cache = model.embed.new_empty(0, dim), model.embed.new_empty(0, 0, 0, dim)
+        reason = why_composed(packed, model.rope[f"cos_{dim}"], cache)
+        if reason is not None:
+            return f"conv_rope_cache is composed of torch calls that wait for the host: {reason}"
+    return None
+
+
+@cache
+def _log_eager(reason: str) -> None:
+    _log.warning("decode steps are not captured: %s", reason)

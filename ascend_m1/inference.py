@@ -24,12 +24,19 @@ from ascend_m1_ops import (
     swiglu_packed,
 )
 
-from .layers import BaichuanM1DecoderLayer
-from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
+from .errors import InputError
+from .layers import BaichuanM1Attention, BaichuanM1DecoderLayer, BaichuanM1MLP, BaichuanM1RMSNorm
+from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model
+from .norm_head import NormHead
 from .paged import PagedCache, PagedLayer
 from .steps import Step, Window
 
 Table = tuple[Tensor, Tensor]  # cos and sin, float32 [positions, head_dim / 2]
+# What weights are taken from. Anything else in the model computes something of its own, which would be left out.
+_PARTS = (
+    *(BaichuanM1ForCausalLM, BaichuanM1Model, BaichuanM1DecoderLayer, BaichuanM1Attention, BaichuanM1MLP),
+    *(BaichuanM1RMSNorm, NormHead, nn.Embedding, nn.Linear, nn.ModuleList),
+)
 
 
 class InferenceLayer(nn.Module):
@@ -80,13 +87,20 @@ class InferenceModel(nn.Module):
     """Embedding, layers and head over a ``PagedCache``.
 
     Args:
-        model: in evaluation; its parameters are shared, and those of gate and up become views of one matrix.
+        model: in evaluation; its matrices, embedding and norms are shared, and gate and up become views of one matrix.
+            The convolution's taps and the norms of the head's rows are copies: later changes of them are not seen.
         max_length: tokens of the longest sequence, for the RoPE tables.
+
+    Raises:
+        InputError: a part of the model is wrapped, as adapters do it, or ``max_length`` is not positive.
     """
 
     def __init__(self, model: BaichuanM1ForCausalLM, max_length: int) -> None:
         super().__init__()
-        self.config = model.config
+        _refuse_adapters(model)
+        if max_length < 1:
+            raise InputError(f"max_length={max_length}: give the tokens of the longest sequence")
+        self.config, self.max_length = model.config, max_length
         self.embed, self.norm, self.head = (
             model.model.embed_tokens.weight,
             model.model.norm.weight,
@@ -103,7 +117,15 @@ class InferenceModel(nn.Module):
                 self.rope[f"{name}_{dim}"] = nn.Parameter(table, requires_grad=False)
 
     def forward(self, step: Step, cache: PagedCache) -> Tensor:
-        """Logits [sequences, vocab] of each sequence's last token."""
+        """Logits [sequences, vocab] of each sequence's last token.
+
+        Raises:
+            InputError: a prompt is longer than ``max_length``.
+        """
+        if step.longest > self.max_length:
+            raise InputError(
+                f"a sequence of {step.longest} tokens: the model was made for max_length={self.max_length}: raise it"
+            )
         x = nn.functional.embedding(step.tokens, self.embed)
         residual: Tensor | None = None
         for spec, layer, layer_cache in zip(self.config.layer_specs, self.layers, cache.layers, strict=True):
@@ -116,11 +138,25 @@ class InferenceModel(nn.Module):
         return norm_head(x, self.head, self.head_scale)
 
 
+def _refuse_adapters(model: nn.Module) -> None:
+    for name, part in model.named_modules():
+        if not isinstance(part, _PARTS):
+            kind = f"{type(part).__module__}.{type(part).__name__}"
+            raise InputError(
+                f"{name or 'model'} is a {kind}: only plain weights are taken over: merge adapters into them before "
+                "(peft: model = model.merge_and_unload())"
+            )
+
+
 def _pack_gate_up(layer: BaichuanM1DecoderLayer) -> nn.Parameter:
-    """Both matrices as one [2 · intermediate, hidden]; the model's own become views, so nothing is held twice."""
-    gate, up = layer.mlp.gate_proj, layer.mlp.up_proj
-    packed = torch.cat([gate.weight.detach(), up.weight.detach()])
-    gate.weight.data, up.weight.data = packed.chunk(2)
+    """Both matrices as one [2 · intermediate, hidden]; the model's own are views of it, so nothing is held twice."""
+    gate, up = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
+    whole = gate.untyped_storage()
+    if whole.nbytes() == gate.nbytes + up.nbytes and whole.data_ptr() == gate.data_ptr() == up.data_ptr() - gate.nbytes:
+        packed = gate.detach().as_strided((2 * gate.shape[0], gate.shape[1]), gate.stride())  # packed before
+    else:
+        packed = torch.cat([gate.detach(), up.detach()])
+        gate.data, up.data = packed.chunk(2)
     return nn.Parameter(packed, requires_grad=False)
 
 

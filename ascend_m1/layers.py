@@ -28,7 +28,7 @@ from .cache import M1Cache
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .layout import Layout
 
-Rope = dict[int, tuple[Tensor, Tensor]]  # head_dim -> cos and sin [batch, seq, head_dim / 2]
+Rope = dict[int, tuple[Tensor, Tensor]]  # head_dim -> cos and sin of [batch, seq], from ``shared_tables``
 
 
 class BaichuanM1RMSNorm(nn.Module):

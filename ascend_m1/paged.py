@@ -51,6 +51,7 @@ class PagedCache:
         if rows < 1 or blocks < 1:
             raise CacheError(f"rows={rows}, blocks={blocks}: give at least one of each")
         self.rows, self.blocks = rows, blocks
+        self.block_ids, self.vocab_size = frozenset(range(blocks)), config.vocab_size  # what a step is checked against
         self.window = next((spec.window for spec in config.layer_specs if spec.window is not None), None)
         self.ring_blocks = 0 if self.window is None else -(-self.window // BLOCK_SIZE)
 

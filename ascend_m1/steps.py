@@ -1,7 +1,7 @@
 """What one forward over a ``PagedCache`` needs to know, as tensors: made on the host from plain numbers, once per step.
 
-A step is a list of chunks: for each sequence its row, its blocks, how many tokens it holds already and the new ones. A
-decode step has one new token each. Nothing here knows the model.
+A step is a list of chunks: for each sequence its row, its blocks, how many tokens it holds already and the new ones.
+They are checked here, before anything is written. Nothing here knows the model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ascend_m1_ops import PagedKeys, TokenTable
 
-from .errors import CacheError
-from .paged import BLOCK_SIZE, FILLERS, PagedCache
+from .errors import CacheError, InputError
+from .paged import BLOCK_SIZE, PagedCache
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Step:
 
     tokens: int64 [T]. global_table, window_table: what the fused operator needs, slots of either kind of layer.
     global_keys, window_keys: what paged attention needs. query_ends: None in a decode step. last: int64, the index of
-    each sequence's last token; None: all. window: None in a decode step.
+    each sequence's last token; None: all. window: None in a decode step. longest: tokens of the longest sequence, for
+    the model to check; 0 in a decode step, whose ``Decoder`` did.
     """
 
     tokens: Tensor
@@ -72,47 +73,85 @@ class Step:
     query_ends: list[int] | None = None
     last: Tensor | None = None
     window: Window | None = None
+    longest: int = 0
 
 
-def fillers(count: int, cache: PagedCache) -> list[Chunk]:
-    """Chunks of one token that fill a decode batch up; each writes to spare rows and slots of its own.
+def check_chunks(chunks: Sequence[Chunk], cache: PagedCache) -> None:
+    """Refuse a step that would read or write outside its own share of the cache.
 
-    Raises:
-        CacheError: more than the cache has room for.
-    """
-    if count > FILLERS:
-        raise CacheError(f"{count} sequences are missing in a decode step, at most {FILLERS} can be filled up")
-    return [Chunk(row=cache.rows + i, blocks=[cache.blocks], held=i, tokens=[0]) for i in range(count)]
-
-
-def decode_step(chunks: Sequence[Chunk], cache: PagedCache, width: int, device: torch.device) -> Step:
-    """One token each. ``width``: blocks in a row of the block table, at least those of the longest sequence.
+    Blocks may be shared, such as those of a common beginning, but only one chunk may write to a block.
 
     Raises:
-        CacheError: a chunk has not one token, or more blocks than ``width``.
+        InputError: no chunks, a chunk without tokens, or a token outside the vocabulary.
+        CacheError: a row or a block outside the cache, too few blocks, or two chunks in one place.
     """
-    for chunk in chunks:
-        if len(chunk.tokens) != 1 or len(chunk.blocks) > width:
-            raise CacheError(
-                f"a decode step takes one token and at most {width} blocks a sequence, not {len(chunk.tokens)} and "
-                f"{len(chunk.blocks)}"
-            )
-    table = _token_table(chunks, [global_slots(chunk) for chunk in chunks], device)
-    rings = [[cache.ring_slot(chunk.row, chunk.held)] for chunk in chunks]
-    blocks = [[*chunk.blocks, *[0] * (width - len(chunk.blocks))] for chunk in chunks]
-    window_blocks = [cache.ring_table(chunk.row) for chunk in chunks]
-    lengths = [chunk.length for chunk in chunks]
-    return Step(
-        tokens=_int64([chunk.tokens[0] for chunk in chunks], device),
-        global_table=table,
-        window_table=replace(table, slots=_int32(_flat(rings), device)),
-        global_keys=PagedKeys(_int32(blocks, device), lengths),
-        window_keys=PagedKeys(_int32(window_blocks, device), [min(n, cache.window or n) for n in lengths]),
+    if not chunks:
+        raise InputError("a step without chunks: give at least one")
+    rows: set[int] = set()
+    written: list[int] = []
+    for index, chunk in enumerate(chunks):  # a decode step waits for this loop
+        row, blocks, held, tokens = chunk.row, chunk.blocks, chunk.held, chunk.tokens
+        count = len(tokens)
+        if (
+            not 0 <= row < cache.rows
+            or held < 0
+            or not count
+            or held + count > len(blocks) * BLOCK_SIZE
+            or min(tokens) < 0
+            or max(tokens) >= cache.vocab_size
+            or not cache.block_ids.issuperset(blocks)
+        ):
+            raise _misfit(f"chunk {index}", chunk, cache)
+        rows.add(row)
+        written += blocks[held // BLOCK_SIZE : (held + count - 1) // BLOCK_SIZE + 1]
+    if len(rows) < len(chunks) or len(set(written)) < len(written):
+        raise _collision(chunks)
+
+
+def _misfit(name: str, chunk: Chunk, cache: PagedCache) -> CacheError | InputError:
+    """What is wrong with a chunk that does not fit the cache."""
+    if not 0 <= chunk.row < cache.rows:
+        return CacheError(f"{name}: row={chunk.row}: the cache was made for rows 0 to {cache.rows - 1}")
+    if chunk.held < 0:
+        return CacheError(f"{name}: held={chunk.held}: give the count of tokens in the cache, 0 for a new sequence")
+    if not len(chunk.tokens):
+        return InputError(f"{name}: tokens is empty: give at least one, or leave the chunk out")
+    for token in chunk.tokens:
+        if not 0 <= token < cache.vocab_size:
+            return InputError(f"{name}: token {token}: the vocabulary has ids 0 to {cache.vocab_size - 1}")
+    for block in chunk.blocks:
+        if not 0 <= block < cache.blocks:
+            return CacheError(f"{name}: block {block}: the cache was made for blocks 0 to {cache.blocks - 1}")
+    return CacheError(
+        f"{name}: {chunk.length} tokens do not fit into {len(chunk.blocks)} blocks of {BLOCK_SIZE}: give it "
+        f"{-(-chunk.length // BLOCK_SIZE)}"
     )
 
 
+def _collision(chunks: Sequence[Chunk]) -> CacheError:
+    """Which two chunks, or which chunk with itself, are in one place."""
+    rows: dict[int, int] = {}
+    writers: dict[int, int] = {}
+    for index, chunk in enumerate(chunks):
+        if chunk.row in rows:
+            return CacheError(f"chunk {index}: row={chunk.row} is also chunk {rows[chunk.row]}'s: give each its own")
+        rows[chunk.row] = index
+        for block in chunk.blocks[chunk.held // BLOCK_SIZE : -(-chunk.length // BLOCK_SIZE)]:
+            if block in writers:
+                return CacheError(
+                    f"chunk {index}: block {block} is also written by chunk {writers[block]}: give each its own copy"
+                )
+            writers[block] = index
+    raise AssertionError("no two chunks are in one place")
+
+
 def prefill_step(chunks: Sequence[Chunk], cache: PagedCache, device: torch.device) -> Step:
-    """Whole prompts or the next pieces of them, of any length."""
+    """Whole prompts or the next pieces of them, of any length.
+
+    Raises:
+        CacheError, InputError: see ``check_chunks``.
+    """
+    check_chunks(chunks, cache)
     width = max(len(chunk.blocks) for chunk in chunks)
     table = _token_table(chunks, [global_slots(chunk) for chunk in chunks], device)
     ends = _cumulative([len(chunk.tokens) for chunk in chunks])
@@ -128,6 +167,7 @@ def prefill_step(chunks: Sequence[Chunk], cache: PagedCache, device: torch.devic
         query_ends=ends,
         last=_int64([end - 1 for end in ends], device),
         window=window,
+        longest=max(chunk.length for chunk in chunks),
     )
 
 
@@ -145,8 +185,6 @@ def _token_table(chunks: Sequence[Chunk], slots: list[list[int]], device: torch.
 
 def global_slots(chunk: Chunk) -> list[int]:
     """Slot of each new token in a global layer's storage."""
-    if len(chunk.blocks) * BLOCK_SIZE < chunk.length:
-        raise CacheError(f"{chunk.length} tokens do not fit into {len(chunk.blocks)} blocks of {BLOCK_SIZE}")
     return [chunk.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(chunk.held, chunk.length)]
 
 

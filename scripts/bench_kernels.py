@@ -172,7 +172,7 @@ def check_kernel(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
         batch = make_batch(kind, 4, 33, dtype, device)
         other = replace(batch, **{name: getattr(batch, name).clone() for name in ("k_cache", "v_cache", "state")})
         got = (conv_rope_cache(*batch.arguments()), batch.k_cache, batch.v_cache, batch.state)
-        want = (composition.forward(*other.tensors()), other.k_cache, other.v_cache, other.state)
+        want = (composition.forward(*other.arguments()), other.k_cache, other.v_cache, other.state)
         errors = [(a.float() - b.float()).abs().max() / b.float().abs().max() for a, b in zip(got, want, strict=True)]
         found[kind] = max(error.item() for error in errors)
         if not found[kind] <= 2 * torch.finfo(dtype).eps:

@@ -19,7 +19,12 @@ def add_parser(commands: Any) -> None:
         "started as `python -m ascend_m1_hostnpu -m ascend_m1 verify-npu`. Exit status 1: something failed.",
     )
     parser.add_argument(
-        "--product", action="append", metavar="NAME", help="A2, A3, 310P or 950; may be repeated (default: all)"
+        "--product",
+        action="append",
+        metavar="NAME",
+        help="A2 (910B), A3 (910_93), 310P or 950; may be repeated (default: all on the host NPU, else the machine's "
+        "own). Each is probed as itself, whatever --product says in front, to `python -m ascend_m1_hostnpu`, which "
+        "knows 910B, A3, 310P and 950",
     )
     parser.add_argument("--json", action="store_true", help="for machines, with every call")
     parser.set_defaults(run=run)
@@ -31,6 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
     from ..verify.run import verify
 
     with quiet():
-        report = summary(verify(list(dict.fromkeys(arguments.product or [])), note))
+        report = summary(verify(arguments.product or [], note))
     write(json.dumps(report, indent=2) + "\n" if arguments.json else table(report))
     return 1 if report["problems"] else 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..configuration_baichuan_m1 import BaichuanM1Config
 from ..decode import Decoder
-from ..graphs import ROUTES
+from ..graphs import CAPTURING, ROUTES
 from ..inference import InferenceModel
 from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from ..paged import BLOCK_SIZE, PagedCache
@@ -21,8 +21,6 @@ from ..steps import Chunk, prefill_step
 
 # In this order: npugraph_ex brings a TorchAir of its own, beside which the other does not load any more.
 GRAPHS = tuple(sorted(route for route in ROUTES if route not in ("eager", "inductor")))
-# TorchAir's documentation lists A2, A3 and 950; torch_npu's graphs are documented for the same.
-CAPTURING = ("A2", "A3", "950")
 _NOT_LISTED = "the graph modes' documentation does not list this product"
 _PROMPTS, _STEPS, _LONGEST = (2, 5, 9), 3, 256  # the last prompt is longer than the window
 _WINDOW = 8

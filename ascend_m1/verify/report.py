@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import ascend_m1_ops
-
 from .cases import cases
-
-# Our kernels by step of the product table, and the compilers' targets by product.
-KERNELS = {
-    "short_conv": ("short_conv_kernel", "short_conv_backward_kernel"),
-    "conv_rope_cache": ("conv_rope_cache_kernel",),
-}
-TARGETS = {"A2": "Ascend910B", "A3": "Ascend910_93"}
-_PACKAGE = Path(ascend_m1_ops.__file__).parent
-
-
-@cache
-def lowering() -> dict[str, Any]:
-    """The record that the lowering suite wrote; ``stale`` if a kernel has changed since."""
-    record: dict[str, Any] = json.loads((_PACKAGE / "lowering.json").read_text(encoding="utf-8"))
-    now = {name: hashlib.sha256((_PACKAGE / name).read_bytes()).hexdigest() for name in record["sources"]}
-    return record | {"stale": now != record["sources"]}
-
-
-def lowered(step: str, product: str) -> str:
-    """``yes``, ``no`` or ``stale`` for our kernels on the products that the compilers target, else ``-``."""
-    if step not in KERNELS or product not in TARGETS:
-        return "-"
-    record = lowering()
-    if record["stale"]:
-        return "stale"
-    entries = [entry for entry in record["kernels"] if entry["kernel"] in KERNELS[step]]
-    answers = [
-        answer["accepted"]
-        for entry in entries
-        for target, answer in entry["targets"].items()
-        if target.startswith(TARGETS[product])
-    ]
-    return "yes" if answers and all(answers) and all(e["lowered"] and e["executed"] for e in entries) else "no"
+from .lowering import lowered
+from .problems import problems
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """For JSON: the findings, with steps x products put together and everything that went wrong in one list."""
     steps = {name: _steps(result) for name, result in found["products"].items()}
-    problems = [text for name, result in found["products"].items() for text in _problems(name, result)]
-    return found | {"steps": steps, "problems": problems, "footnote": footnote(found)}
+    wrong = [text for name, result in found["products"].items() for text in problems(name, result)]
+    return found | {"steps": steps, "problems": wrong, "footnote": footnote(found)}
 
 
 def _steps(result: dict[str, Any]) -> dict[str, Any]:
@@ -68,32 +31,6 @@ def _steps(result: dict[str, Any]) -> dict[str, Any]:
         step["lowered"] = lowered(name, result["product"])
         step["worst"] = round(step["worst"], 3)
     return steps
-
-
-def _problems(product: str, result: dict[str, Any]) -> list[str]:
-    found = [f"{product}: {result['died']}"] if "died" in result else []
-    for call in result["calls"]:
-        where = f"{product}: {call['step']} ({call['form']}, {call['dtype']})"
-        if not call["accepted"]:
-            found.append(f"{where}: refused: {call['problem']}")
-            continue
-        if not call["numerics"]:
-            found.append(f"{where}: off by {call['error']} roundings, {call['tolerance']} allowed")
-        if not call.get("as_table", True):
-            launches = ", ".join(call["launches"]) or "no fused operator"
-            found.append(f"{where}: the table says {call['operator']}, launched was {launches}")
-    for route, graph in result["graphs"].items():
-        if graph["captured"] is False:
-            found.append(f"{product}: {route}: not captured: {graph['problem']}")
-        elif graph["captured"] and not graph["equal"]:
-            found.append(f"{product}: {route}: other tokens than eager")
-    steps = {call["step"] for call in result["calls"]}
-    found += [
-        f"{product}: {s}: lowering is {lowered(s, product)}"
-        for s in sorted(steps)
-        if lowered(s, product) in ("no", "stale")
-    ]
-    return found
 
 
 def footnote(found: dict[str, Any]) -> str:

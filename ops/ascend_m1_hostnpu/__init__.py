@@ -13,17 +13,26 @@ from __future__ import annotations
 import os
 import sys
 
-from . import products
+from . import products, settings
 
 __all__ = ["Launch", "Recording", "RuleError", "aclnn", "names", "need", "null_mode", "product", "recording"]
 
-# `python -m ascend_m1_hostnpu` starts another Python: this one has nothing to load.
-if sys.argv[:1] != ["-m"] or sys.orig_argv[1:3] != ["-m", __name__]:
+
+def _is_runner() -> bool:
+    """Whether this is `python [flags] -m ascend_m1_hostnpu`: it starts another Python and has nothing to load."""
+    if sys.argv[:1] != ["-m"]:  # what Python puts there while it looks for the module
+        return False
+    flag = next((index for index, word in enumerate(sys.orig_argv) if word.startswith("-m")), 0)
+    return __name__ in (sys.orig_argv[flag][2:], sys.orig_argv[flag + 1])
+
+
+if not _is_runner():
     if "torch_npu" in sys.modules:
         raise ImportError("import ascend_m1_hostnpu before torch_npu: its stand-ins must be loaded first")
     os.environ["TASK_QUEUE_ENABLE"] = "0"  # operator calls stay on the calling thread
     if "HOSTNPU_SITE" not in os.environ:  # else `import torch` loads torch_npu, and site/ the stand-ins before it
         os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    settings.check(os.environ)
     products.announce()
 
     import torch  # noqa: F401

@@ -7,6 +7,9 @@ options:
   --devices N      how many NPUs a process sees (default 1)
   --launches       print what was launched, by name, when a process ends
   --list           print the operators that have a stand-in, and stop
+  -h, --help       print this, and stop
+
+It needs torch and torch-npu of the same version, gcc and binutils, and sets variables that docs/hostnpu.md lists.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from .build import libraries
 from .products import SOC
+from .settings import SettingError, check
 
 _SITE = Path(__file__).with_name("site")
 
@@ -31,7 +36,7 @@ def parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """Options in front of the program -> environment variables, and the program with its arguments."""
     variables: dict[str, str] = {}
     rest = list(arguments)
-    while rest and rest[0].startswith("--"):
+    while rest and rest[0].startswith("-") and rest[0] not in ("-m", "-c", "-"):
         option, equals, value = rest.pop(0).partition("=")
         if option in ("--product", "--devices") and not equals:
             value = rest.pop(0) if rest else ""
@@ -46,8 +51,9 @@ def parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         elif option == "--launches":
             variables["HOSTNPU_LAUNCHES"] = "1"
         elif option == "--list":
+            _require()
             _list()
-        elif option == "--help":
+        elif option in ("-h", "--help"):
             print(__doc__)
             raise SystemExit(0)
         else:
@@ -57,6 +63,15 @@ def parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     if rest[0] not in ("-m", "-c", "-") and not Path(rest[0]).exists():
         _refuse(f"{rest[0]}: no such file")
     return variables, rest
+
+
+def _require() -> None:
+    """Refuse to start what could not load the stand-ins; they are built here if they were not."""
+    try:
+        check(os.environ)
+        libraries()
+    except (SettingError, RuntimeError) as error:
+        _refuse(str(error))
 
 
 def _list() -> NoReturn:
@@ -75,9 +90,11 @@ def _list() -> NoReturn:
 def main() -> NoReturn:
     """Become the Python that runs the program, so that its arguments, exit status and children are its own."""
     variables, program = parse(sys.argv[1:])
+    os.environ.update(variables)
+    _require()
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(_SITE), *([inherited] if inherited else [])])
-    environment = {**os.environ, **variables, "PYTHONPATH": path, "HOSTNPU_SITE": str(_SITE)}
+    environment = {**os.environ, "PYTHONPATH": path, "HOSTNPU_SITE": str(_SITE)}
     environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     os.execve(sys.executable, [sys.executable, *flags, *program], environment)

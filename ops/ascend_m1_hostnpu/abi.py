@@ -9,6 +9,7 @@ A signature is written as on the operator's page, one word for the type and one 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import interrupts
 from .build import ALIASES, OPERATORS, libraries
 
 PTR, SIZE, INT, U32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_uint32
@@ -45,6 +47,7 @@ DTYPES = {
     16: torch.complex64,
     27: torch.bfloat16,
 }
+_INTERNAL = 500000  # ACL_ERROR_INTERNAL_ERROR
 _HEADER = ctypes.c_int64 * 6
 _TENSOR, _SCALAR, _INTS, _BOOLS, _FLOATS, _TENSORS, _SCALARS = range(1, 8)
 _kept: list[Any] = []  # callbacks must outlive the process's last call
@@ -91,8 +94,13 @@ class Library:
         """Let ``function`` answer the C symbol; it returns CANN's error code, None for success."""
 
         def call(*values: Any) -> int:
-            return function(*values) or 0
+            try:
+                code = function(*values) or 0
+            except BaseException as error:  # C cannot pass it on
+                code = _failed(symbol, error)
+            return interrupts.repeat_after(code) if interrupts.pending else code  # nothing may follow
 
+        interrupts.callbacks.add(call.__code__)
         callback = ctypes.CFUNCTYPE(INT, *arguments)(call)
         _kept.append(callback)
         self.slot(symbol).value = ctypes.cast(callback, PTR).value
@@ -119,6 +127,14 @@ def say(message: str) -> None:
     """Put a message where torch_npu looks for the reason of a failure."""
     buffer = (ctypes.c_char * 8192).in_dll(RUNTIME.handle, "hostnpu_message")
     buffer.value = message.encode()[:8191]
+
+
+def _failed(symbol: str, error: BaseException) -> int:
+    """A stand-in broke: say so, also where nobody asks for the reason."""
+    reason = f"{symbol}: {type(error).__name__}: {error}".splitlines()[0]
+    say(reason)
+    print(f"ascend_m1_hostnpu: {reason}", file=sys.stderr)
+    return _INTERNAL
 
 
 def said() -> str:
@@ -171,8 +187,3 @@ def set_sizes(pointer: int, sizes: Sequence[int]) -> None:
     for i in reversed(range(count)):
         values[count + i] = stride
         stride *= sizes[i]
-
-
-def storage_format(pointer: int) -> int:
-    """aclFormat of a tensor object (2 is ND, 29 is FRACTAL_NZ)."""
-    return int(_HEADER.from_address(pointer)[4])

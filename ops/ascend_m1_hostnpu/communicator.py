@@ -44,7 +44,7 @@ _stores: dict[int, Store] = {}  # port -> the store whose server lives in this p
 
 
 def _timeout(variable: tuple[str, str]) -> timedelta:
-    return timedelta(seconds=int(os.environ.get(*variable)))
+    return timedelta(seconds=int(os.environ.get(variable[0]) or variable[1]))
 
 
 def open_root() -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from types import ModuleType
 
-from . import hccl, launches, operators, streams, triton
+from . import atb, hccl, interrupts, launches, operators, streams, triton, triton_ascend
 from .imports import after_import
 from .operator import refuse_the_rest
+from .settings import is_on
 
+interrupts.install()
 streams.install()
 hccl.install()
 triton.install()
+triton_ascend.install()
 operators.load()
 refuse_the_rest()
 
@@ -23,5 +28,7 @@ def _answer_torchair(module: ModuleType) -> None:
 
 
 after_import("torchair._ge_concrete_graph.fx2ge_converter", _answer_torchair)
-if "HOSTNPU_LAUNCHES" in os.environ:
+after_import(atb.MODULE, atb.install)
+sys.path.append(str(Path(__file__).with_name("pyacl")))  # the module acl, which comes with CANN
+if is_on(os.environ, "HOSTNPU_LAUNCHES"):
     launches.report_at_exit()

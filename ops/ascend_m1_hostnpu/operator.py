@@ -7,13 +7,18 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import streams
 from .abi import OPAPI, OPERATOR_SYMBOLS, PTR, SIZE, TYPES, Argument, parse, read, say
 from .launches import Launch
+from .products import product
 
 _REFUSED, _MISSING = 161002, 161001  # aclnn: invalid parameter; not supported
+# Most pages say it for the Atlas inference series, the host code of most others refuses it.
+_NO_BFLOAT16 = "the operator's page or host code in ops-math and ops-nn, Atlas inference series"
+_MOVES_BFLOAT16 = ("InplaceCopy",)  # its page lists bfloat16 for every product
 Compute = Callable[..., None]
 Traffic = Callable[..., tuple[int, int]]
 
@@ -51,6 +56,8 @@ def aclnn(
                 values = [_value(a, v) for a, v in zip(arguments, raw, strict=False)]
                 if rules is not None:
                     rules(*values)
+                if name not in _MOVES_BFLOAT16:
+                    _check_bfloat16(arguments, values)
                 launch = Launch(f"aclnn{name}", *(traffic or _every_tensor(arguments))(*values))
             except Exception as error:  # C cannot pass it on; torch_npu raises it again with this text
                 say(f"aclnn{name}: {error}")
@@ -70,6 +77,13 @@ def aclnn(
         return compute
 
     return register
+
+
+def _check_bfloat16(arguments: list[Argument], values: list[Any]) -> None:
+    """Without a rule of its own an operator takes no bfloat16 on the Atlas inference series."""
+    for argument, value in zip(arguments, values, strict=True):
+        found = any(tensor.dtype == torch.bfloat16 for tensor in _tensors(value))
+        need(not found or product() != "310P", argument.name, "is not bfloat16 on 310P", _NO_BFLOAT16)
 
 
 def _run(workspace: int, size: int, executor: int, stream: int | None) -> int:

@@ -17,16 +17,19 @@ long hostnpu_nothing(void) { return 0; } /* answers every operator in null mode 
 int hostnpu_copy(void *d, size_t m, const void *s, size_t n, int kind, void *stream) { memmove(d, s, n); return 0; }
 const char *aclGetRecentErrMsg(void) { return hostnpu_message; }
 
+/* The value of a variable; none if it is empty. Python has checked them (settings.py). */
+static const char *setting(const char *name) { const char *s = getenv(name); return s && *s ? s : NULL; }
+
 /* Memory: the host's, counted, optionally filled with NaN so that nobody relies on zeros. */
 static size_t total(void) {
-    const char *gib = getenv("HOSTNPU_MEMORY_GIB");
+    const char *gib = setting("HOSTNPU_MEMORY_GIB");
     if (!capacity) capacity = (size_t)(gib ? atoi(gib) : 64) << 30;
     return capacity;
 }
 static int allocate(void **p, size_t n) {
     if (used + n > total()) return OUT_OF_MEMORY;
     if (posix_memalign(p, 512, n ? n : 512)) return OUT_OF_MEMORY;
-    if (poison < 0) poison = getenv("HOSTNPU_POISON") != NULL;
+    if (poison < 0) { const char *s = setting("HOSTNPU_POISON"); poison = s && atoi(s); }
     if (poison) memset(*p, 0xFF, n);
     used += malloc_usable_size(*p);
     return 0;
@@ -42,7 +45,7 @@ int aclrtMemcpy(void *d, size_t m, const void *s, size_t n, int kind) { memmove(
 int aclrtMemset(void *d, size_t m, int v, size_t n) { memset(d, v, n); return 0; }
 
 /* Devices. */
-int aclrtGetDeviceCount(uint32_t *n) { const char *s = getenv("HOSTNPU_DEVICES"); *n = s ? atoi(s) : 1; return 0; }
+int aclrtGetDeviceCount(uint32_t *n) { const char *s = setting("HOSTNPU_DEVICES"); *n = s ? atoi(s) : 1; return 0; }
 int aclrtGetDevice(int *d) { *d = device; return 0; }
 int aclrtSetDevice(int d) { device = d; return 0; }
 const char *aclrtGetSocName(void) { const char *s = getenv("HOSTNPU_SOC"); return s ? s : "Ascend910B3"; }

@@ -49,6 +49,21 @@ def _prepare(interpreter: ModuleType) -> None:
         return _launch(kernel, args, kwargs, grid, tensors, interpreter, executor)
 
     kernel_class.run = run
+    _round_bfloat16(interpreter)
+
+
+def _round_bfloat16(interpreter: ModuleType) -> None:
+    """float32 to bfloat16 to nearest even, as hardware rounds; the interpreter cuts off."""
+    plain, tl = interpreter._convert_float, interpreter.tl
+    nearest = (None, interpreter._ir.ROUNDING_MODE.RTNE)
+
+    @functools.wraps(plain)
+    def convert(values: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source, target) != (tl.float32, tl.bfloat16) or mode not in nearest:
+            return plain(values, source, target, mode)
+        return torch.tensor(values).to(torch.bfloat16).view(torch.uint16).numpy()
+
+    interpreter._convert_float = convert
 
 
 def _launch(

@@ -8,7 +8,7 @@ from .conv_rope_cache import TokenTable, conv_rope_cache, conv_rope_cache_refere
 from .norm_head import inverse_row_norm, norm_head, norm_head_loss, norm_head_reference
 from .paged_attention import PagedKeys, lengths_on_host, paged_attention, paged_attention_reference
 from .rms_norm import add_rms_norm, rms_norm, rms_norm_reference
-from .rope import apply_rope, rope_reference, rope_tables
+from .rope import apply_rope, rope_reference, rope_tables, shared_tables
 from .short_conv import short_conv, short_conv_reference, short_conv_step
 from .swiglu import swiglu, swiglu_packed, swiglu_reference
 
@@ -35,6 +35,7 @@ __all__ = [
     "rope_reference",
     "rope_tables",
     "sdpa",
+    "shared_tables",
     "short_conv",
     "short_conv_reference",
     "short_conv_step",

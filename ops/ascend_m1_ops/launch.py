@@ -19,6 +19,7 @@ from .products.npu import product
 
 logger = logging.getLogger(__name__)
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the kernels' tensors; they compute in float32
 # Vector cores of an Ascend 910B1, for where the device does not say. Any number is correct.
 VECTOR_CORES = 48
 # Programs for each multiprocessor of a GPU: enough to hide the latency of a loop over rows.

@@ -12,8 +12,11 @@ def register() -> None:
     """
     from transformers import AutoConfig
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     from .config import LazyConfig
+    from .start import StartChecks
 
     AutoConfig.register(LazyConfig.model_type, LazyConfig, exist_ok=True)
     ModelRegistry.register_model(ARCHITECTURE, "ascend_m1_vllm.model:BaichuanM1ForCausalLM")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = StartChecks

@@ -67,9 +67,9 @@ class BaichuanM1Attention(nn.Module):
         if layer.padded_dim > layer.head_dim:
             q, k, v = (nn.functional.pad(t, (0, layer.padded_dim - layer.head_dim)) for t in (q, k, v))
         if layer.parts == 1:
-            out = self.attn[0](q.flatten(1), k.flatten(1), v.flatten(1))
+            out = self.attn[0](*(t.flatten(1).contiguous() for t in (q, k, v)))
         else:
             pieces = zip(*(t.chunk(layer.parts, dim=1) for t in (q, k, v)), strict=True)
-            outs = [part(*(t.flatten(1) for t in piece)) for part, piece in zip(self.attn, pieces, strict=True)]
+            outs = [part(*(t.flatten(1).contiguous() for t in piece)) for part, piece in zip(self.attn, pieces, strict=True)]
             out = torch.cat(outs, dim=1)
         return out.unflatten(1, (layer.heads, layer.padded_dim))[..., : layer.head_dim]

@@ -15,7 +15,7 @@ from ascend_m1.errors import ConfigError
 
 TESTED = ("0.23", "0.32")  # of vLLM, the oldest and the newest
 # In published and saved files, without a meaning for what is computed here.
-_IGNORED = {"_name_or_path", "auto_map", "model_type", "quantization_config", "torch_dtype", "transformers_version"}
+_IGNORED = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "quantization_config", "torch_dtype", "transformers_version"}
 _IGNORED |= {"z_loss_weight", "max_window_layers", "use_sliding_window", "model_max_length", "head_dim"}
 
 

@@ -27,7 +27,6 @@ from vllm.model_executor.models.utils import (
 from vllm.sequence import IntermediateTensors
 
 from ascend_m1 import BaichuanM1Config
-from ascend_m1.errors import InputError
 from ascend_m1_ops import rope_tables
 
 from .attention import BaichuanM1Attention, Table
@@ -141,13 +140,8 @@ class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Su
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        if vllm_config.speculative_config is not None:
-            raise InputError(
-                "speculative decoding: the convolution's state cannot take rejected tokens back: leave "
-                "--speculative-config out"
-            )
         config: BaichuanM1Config = vllm_config.model_config.hf_config
-        self.config, self.vllm_config = config, vllm_config
+        self.config = config
         self.model = BaichuanM1Model(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = (
             ParallelLMHead(
@@ -178,7 +172,7 @@ class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Su
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        return load_weights(self, weights, self.vllm_config)
+        return load_weights(self, weights)
 
     # The state cache, which vLLM sizes before it builds the model.
     @classmethod

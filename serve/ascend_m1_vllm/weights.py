@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
-from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.errors import CheckpointError
-from ascend_m1.weights import check_checkpoint
 
 _STACKED = ((".gate_proj.", ".gate_up_proj.", 0), (".up_proj.", ".gate_up_proj.", 1))
 _TAPS = ((".conv_k", 0), (".conv_v", 1))
 
 
-def load_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], vllm_config: VllmConfig) -> set[str]:
+def load_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
     """Fill this rank's share; returns the names of the parameters that were filled.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape or no place in the model.
+        CheckpointError: a tensor has no place in the model. What is missing was found by ``start`` or is by vLLM.
     """
-    if vllm_config.quant_config is None and Path(vllm_config.model_config.model).is_dir():
-        check_checkpoint(vllm_config.model_config.model, BaichuanM1ForCausalLM, {"config": vllm_config.model_config.hf_config})
     parameters = dict(model.named_parameters())
     loaded: set[str] = set()
     for name, tensor in weights:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ascend_m1.verify import report, run
+from ascend_m1.verify import lowering, run
 
 from .conftest import Cli
 
@@ -76,7 +76,14 @@ def test_json_has_launches_by_kind_of_layer(cli: Cli, probed: dict[str, dict[str
         ({"calls": [call(error=2.5, numerics=False)]}, "off by 2.5 roundings, 2 allowed"),
         ({"calls": [call(launches=["aclnnOther"], as_table=False)]}, "says npu_swiglu, launched was aclnnOther"),
         ({"graphs": {"cann": {"captured": False, "problem": "no converter"}}}, "cann: not captured: no converter"),
-        ({"graphs": {"cann": {"captured": True, "equal": False}}}, "cann: other tokens than eager"),
+        ({"graphs": {"cann": {"captured": True, "equal": False, "logits_off": 0.0}}}, "cann: other tokens than eager"),
+        ({"graphs": {"cann": {"captured": True, "equal": True, "logits_off": 0.01}}},
+         "A2: cann: logits are off by 0.01 of the largest, 0.0078 allowed"),
+        ({"graphs": {"cann": {"captured": True, "equal": True, "logits_off": float("nan")}}}, "logits are off by nan"),
+        ({"launches_per_layer": {"global": 9, "window": 10}}, "A2: 10 launches in a window layer, 9 promised"),
+        ({"other_launches": 7}, "A2: 7 launches besides the layers, 6 promised"),
+        ({"bytes": {"moved": 106, "least": 100, "ratio": 1.06}}, "moves 1.06 times its weights and live cache, 1.05"),
+        ({"calls": []}, "A2: the probe made no calls"),
         ({"died": "the process ended with signal 11: last words", "calls": [], "graphs": {}}, "signal 11: last words"),
     ],
 )  # fmt: skip
@@ -100,7 +107,7 @@ def test_changed_kernels_make_the_lowering_stale(
 ) -> None:
     probed["A2"]["calls"] = [call(step="short_conv")]
     assert "L:yes" in cli("verify-npu", "--product", "A2").out
-    monkeypatch.setattr(report, "lowering", lambda: {"stale": True})
+    monkeypatch.setattr(lowering, "record", lambda: {"stale": True})
     ran = cli("verify-npu", "--product", "A2")
     assert ran.status == 1
     assert "short_conv: lowering is stale" in ran.out
@@ -114,10 +121,40 @@ def test_without_torch_npu_it_says_what_to_install(cli: Cli, monkeypatch: pytest
     assert "install the extra [npu]" in ran.err
 
 
-def test_an_unknown_product_is_refused(cli: Cli) -> None:
-    ran = cli("verify-npu", "--product", "910B")
+@pytest.mark.parametrize("name", ["910A", "910", "A", ""])
+def test_an_unknown_product_is_refused(cli: Cli, name: str) -> None:
+    ran = cli("verify-npu", "--product", name)
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err == "ascend-m1: error: product '910B' is not known: use A2, A3, 310P, 950\n"
+    expected = f"product {name!r} is not known: use A2 (910B), A3 (910_93), 310P, 950"
+    assert ran.err == f"ascend-m1: error: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "product"),
+    [("910B", "A2"), ("a2", "A2"), ("Ascend910B3", "A2"), ("910_93", "A3"), ("Ascend310P3", "310P"), ("950PR", "950")],
+)
+def test_products_go_by_the_names_of_their_chips(
+    cli: Cli, probed: dict[str, dict[str, Any]], name: str, product: str
+) -> None:
+    found = json.loads(cli("verify-npu", "--json", "--product", name).out)
+    assert list(found["products"]) == [product]
+
+
+@pytest.mark.parametrize("options", [[], ["--product", "A2"]])
+def test_a_probe_that_dies_on_an_npu_is_not_taken_for_another_product(
+    cli: Cli, probed: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setattr(run, "host_npu", lambda: False)
+    died = {"product": "", "calls": [], "graphs": {}, "died": "the process ended with signal 11: last words"}
+    monkeypatch.setattr(run, "probe", lambda product, host: died)
+    ran = cli("verify-npu", *options)
+    assert ran.status == 1
+    assert "this NPU: the process ended with signal 11: last words" in ran.out
+
+
+def test_launches_of_a_step_that_is_not_captured_are_not_promised(cli: Cli, probed: dict[str, dict[str, Any]]) -> None:
+    probed["310P"] |= {"launches_per_layer": {"global": 63, "window": 63}, "bytes": {"ratio": 1.15}}
+    assert cli("verify-npu", "--product", "310P").status == 0
 
 
 def test_an_npu_of_another_product_is_refused(

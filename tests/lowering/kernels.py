@@ -78,7 +78,7 @@ def _fused(form: Form, lengths: list[int]) -> Check:
     want = definition.conv_rope_cache(case)
 
     def call() -> tuple[Tensor, ...]:
-        q = fused.forward(*case.tensors())
+        q = fused.forward(*case.arguments())
         return q, case.k_cache, case.v_cache, case.state
 
     return call, want

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ascend_m1 import BaichuanM1ForCausalLM
-from ascend_m1.decode import Decoder
+from ascend_m1.buckets import BucketedDecoder
 from ascend_m1.inference import InferenceModel
 from ascend_m1.paged import BLOCK_SIZE, PagedCache
 from ascend_m1.steps import Chunk, prefill_step
@@ -18,12 +18,10 @@ MAX_LENGTH = 512
 
 @dataclass
 class Run:
-    """What came out: logits [vocab] after each prompt, the tokens after it, and what made them."""
+    """What came out: logits [vocab] after each prompt, and the tokens after it."""
 
     logits: list[Tensor] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
-    decoder: Decoder | None = None
-    model: InferenceModel | None = None
 
 
 class Server:
@@ -35,15 +33,16 @@ class Server:
         self.model = InferenceModel(model, MAX_LENGTH)
         self.cache = PagedCache(model.config, sequences + 1, (sequences + 1) * per_row, weight.dtype, weight.device)
         self.device = weight.device
-        # One sequence more than there is work for: the batch is always filled up.
-        self.decoder = Decoder(self.model, self.cache, sequences + 1, MAX_LENGTH, graph)
+        # Room for one sequence more than there is work for: most batches are filled up.
+        self.decoder = BucketedDecoder(self.model, self.cache, sequences + 1, MAX_LENGTH, graph)
         blocks = torch.randperm((sequences + 1) * per_row).view(-1, per_row).tolist()
         self.rows = torch.randperm(sequences + 1)[:sequences].tolist()
         self.blocks = [blocks[row] for row in self.rows]
 
     @torch.no_grad()
-    def run(self, prompts: list[list[int]], steps: int, chunk: int = MAX_LENGTH) -> Run:
-        result = Run(decoder=self.decoder, model=self.model)
+    def run(self, prompts: list[list[int]], steps: int, chunk: int = MAX_LENGTH, apart: int = 0) -> Run:
+        """``steps`` tokens after each prompt; a sequence begins ``apart`` steps after the one before, and ends so."""
+        result = Run()
         held = [0] * len(prompts)
         result.logits = [torch.empty(0)] * len(prompts)
         while waiting := [i for i, prompt in enumerate(prompts) if held[i] < len(prompt)]:
@@ -52,14 +51,16 @@ class Server:
             for i, piece, row in zip(waiting, pieces, logits, strict=True):
                 held[i], result.logits[i] = piece.length, row
         result.tokens = [[int(row.argmax())] for row in result.logits]
-        for _ in range(steps - 1):
-            self.step(result.tokens, held)
+        begins = [i * apart for i in range(len(prompts))]
+        for now in range(steps - 1 + begins[-1]):
+            self.step(result.tokens, held, [i for i, begin in enumerate(begins) if begin <= now < begin + steps - 1])
         return result
 
-    def step(self, tokens: list[list[int]], held: list[int]) -> None:
-        """One decode step of all sequences; appends to ``tokens``."""
-        chunks = [self._chunk(i, held[i], tokens[i][-1:]) for i in range(len(tokens))]
-        for i, token in enumerate(self.decoder.step(chunks).tokens.tolist()):
+    def step(self, tokens: list[list[int]], held: list[int], which: list[int] | None = None) -> None:
+        """One decode step of all sequences, or of some; appends to ``tokens``."""
+        which = list(range(len(tokens))) if which is None else which
+        chunks = [self._chunk(i, held[i], tokens[i][-1:]) for i in which]
+        for i, token in zip(which, self.decoder.step(chunks).tokens.tolist(), strict=True):
             tokens[i].append(token)
             held[i] += 1
 

@@ -36,7 +36,7 @@ def main() -> None:
     kv, borders = case.packed[:, -16 * 128 :].unflatten(1, (2, 8, 128)), case.table.cu_seqlens
     state, weight = case.state[:2].contiguous(), case.weight
     with mock.patch.object(fused, "launch", compile_only), mock.patch.object(conv, "launch", compile_only):
-        fused.forward(*case.tensors())
+        fused.forward(*case.arguments())
         conv.forward(kv, weight, state, borders)
         conv.backward(torch.zeros_like(kv), state, kv, weight, state, borders)
 

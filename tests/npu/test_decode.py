@@ -40,6 +40,22 @@ def test_golden_through_every_route(case: str, graph: str) -> None:
         assert out == greedy.tolist()
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_sequences_that_come_and_go(graph: str) -> None:
+    """Steps of 1 to 5 sequences, so every bucket's graph over the same cache, in turns."""
+    torch._dynamo.reset()
+    prompts = load_prompts("published-ratio")
+    server = Server(load("published-ratio", torch.float32, "npu"), len(prompts), graph)
+    run = server.run([ids.tolist() for ids, _, _ in prompts], 8, apart=1)
+    assert run.tokens == [greedy.tolist()[:8] for _, _, greedy in prompts]
+    assert [(decoder.batch, decoder.ready) for decoder in server.decoder.decoders] == [
+        (1, True),
+        (2, True),
+        (4, True),
+        (6, True),
+    ]
+
+
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize("case", CASES)
 def test_low_precision(case: str, dtype: torch.dtype) -> None:

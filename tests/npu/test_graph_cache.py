@@ -20,21 +20,23 @@ from ascend_m1.decode import Decoder
 from tests.model.paged_run import Server
 from tests.npu.golden import load, load_prompts
 
-graph, folder, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
+graph, folder, sizes = sys.argv[1], sys.argv[2], [int(size) for size in sys.argv[3:]]
 torch.manual_seed(0)
 prompts = [ids.tolist() for ids, _, _ in load_prompts("hybrid")]
 server = Server(load("hybrid", torch.float32, "npu"), len(prompts), graph)
-server.decoder = Decoder(server.model, server.cache, batch or len(prompts) + 1, 512, graph, cache_dir=folder)
-tokens = server.run(prompts, 24).tokens
 greedy = [greedy.tolist() for _, _, greedy in load_prompts("hybrid")]
-print(json.dumps({"right": tokens == greedy, "traced": counters["stats"]["unique_graphs"]}))
+right = True
+for size in sizes:
+    server.decoder = Decoder(server.model, server.cache, size, 512, graph, cache_dir=folder)
+    right &= server.run(prompts, 24).tokens == greedy
+print(json.dumps({"right": right, "traced": counters["stats"]["unique_graphs"]}))
 """
 
 
-def run(graph: str, folder: Path, batch: int = 0) -> dict[str, object]:
+def run(graph: str, folder: Path, *sizes: int) -> dict[str, object]:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "ops")])}
-    command = [sys.executable, "-c", PROGRAM, graph, str(folder), str(batch)]
+    command = [sys.executable, "-c", PROGRAM, graph, str(folder), *map(str, sizes)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
@@ -43,13 +45,15 @@ def run(graph: str, folder: Path, batch: int = 0) -> dict[str, object]:
 
 @pytest.mark.parametrize("graph", ["npugraph_ex", "cann"])
 def test_second_process_traces_nothing_and_gives_the_same_tokens(graph: str, tmp_path: Path) -> None:
-    assert run(graph, tmp_path) == {"right": True, "traced": 1}
+    assert run(graph, tmp_path, 7) == {"right": True, "traced": 1}
     assert len(list(tmp_path.rglob("compiled_module"))) == 1
-    assert run(graph, tmp_path) == {"right": True, "traced": 0}
+    assert run(graph, tmp_path, 7) == {"right": True, "traced": 0}
 
 
 @pytest.mark.parametrize("graph", ["npugraph_ex", "cann"])
-def test_another_batch_size_is_another_graph(graph: str, tmp_path: Path) -> None:
-    assert run(graph, tmp_path) == {"right": True, "traced": 1}
-    assert run(graph, tmp_path, batch=9) == {"right": True, "traced": 1}
+def test_each_batch_size_has_a_file_of_its_own(graph: str, tmp_path: Path) -> None:
+    """Whether compiled in one process or in two."""
+    assert run(graph, tmp_path, 7, 8) == {"right": True, "traced": 2}
     assert len(list(tmp_path.rglob("compiled_module"))) == 2
+    assert run(graph, tmp_path, 8, 9) == {"right": True, "traced": 1}
+    assert len(list(tmp_path.rglob("compiled_module"))) == 3

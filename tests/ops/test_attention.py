@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ascend_m1_ops import Positions, attention, attention_reference, sdpa
+from ascend_m1_ops.attention.kernels import Kernel
+from ascend_m1_ops.attention.npu import compose
 from ascend_m1_ops.testing import LOW_PRECISION, compiled, gradients, rounding
 
 WINDOW = 8
@@ -126,6 +128,36 @@ def test_low_precision(queries: int, window: int | None, dtype: torch.dtype) -> 
     exact = attention_reference(q.double(), k.double(), v.double(), aligned(q, k), window=window)
     atol = (3 if dtype != torch.float32 else 30) * rounding(dtype) * v.abs().max().item()
     torch.testing.assert_close(attention(q, k, v, window=window).double(), exact, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("kernel", [sdpa, compose])
+@pytest.mark.parametrize("head_dim", [128, 256])
+@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize("queries", [1, 4, 64])
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_large_scores(dtype: torch.dtype, queries: int, window: int | None, head_dim: int, kernel: Kernel) -> None:
+    """A score of 20 rounded to 16 bits is off by more than its weight's own rounding: it stays in float32.
+
+    Seen, in roundings of the largest value: below 1, and 1.5 to 5 where scores are rounded.
+    """
+    q, k, v = (x.to(dtype) for x in make(8, queries, 64, head_dim=head_dim))
+    q = q * 6
+    exact = attention_reference(q.double(), k.double(), v.double(), aligned(q, k), window=window)
+    got = attention(q, k, v, window=window, kernel=kernel).double()
+    torch.testing.assert_close(got, exact, rtol=0, atol=1.5 * rounding(dtype) * v.abs().max().item())
+
+
+@pytest.mark.parametrize("function", [sdpa, compose, None])
+@pytest.mark.parametrize("size", [17.0, 300.0])
+@pytest.mark.parametrize("queries", [1, 4, 40])
+def test_products_beyond_float16(queries: int, size: float, function: Kernel | None) -> None:
+    """q · k = 256 size² is more than float16 holds; all scores are equal, so the result is a mean of values."""
+    v = torch.randn(1, 40, 2, 256).half()
+    q, k = torch.full((1, queries, 4, 256), size).half(), torch.full_like(v, size)
+    who = aligned(q, k)
+    got = attention(q, k, v, kernel=function) if function else attention_reference(q, k, v, who)
+    exact = attention_reference(q.double(), k.double(), v.double(), who)
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=3 * rounding(v.dtype) * v.abs().max().item())
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 4), (3, 3), (3, 5), (18, 18)])

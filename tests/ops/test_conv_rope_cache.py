@@ -95,24 +95,14 @@ def test_chunks_equal_the_whole(lengths: list[int], cut: int) -> None:
     assert_same((q, chunked.k_cache, chunked.v_cache, chunked.state), want)
 
 
-@pytest.mark.parametrize("batch", [0, 1, 5])
-def test_decode_is_a_prefill_of_one_token_each(batch: int) -> None:
-    case = make([1] * batch, torch.bfloat16, plain=True)
-    table = TokenTable.decode(case.table.positions, case.table.slots, case.table.state_rows)
-    for name, tensor in vars(table).items():
-        assert torch.equal(tensor, getattr(case.table, name)), name
-        assert tensor.dtype == torch.int32
-
-
 def test_a_padded_row_touches_nothing() -> None:
     """Slot −1 and state row −1, as a decode step padded to the size of a captured graph has them."""
     case = make([1] * 4, plain=True)
     slots, rows = case.table.slots.clone(), case.table.state_rows.clone()
     slots[2:], rows[2:] = -1, -1
-    padded = replace(case, table=TokenTable.decode(case.table.positions, slots, rows))
-    short = replace(
-        case, packed=case.packed[:2], table=TokenTable.decode(case.table.positions[:2], slots[:2], rows[:2])
-    )
+    padded = replace(case, table=replace(case.table, slots=slots, state_rows=rows))
+    table = TokenTable.prefill([1, 1], case.table.positions[:2], slots[:2], rows[:2], case.table.continues[:2])
+    short = replace(case, packed=case.packed[:2], table=table)
     got, want = run(conv_rope_cache, padded), run(conv_rope_cache, short)
     assert_same((got[0][:2], *got[1:]), want)
 

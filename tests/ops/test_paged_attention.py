@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ascend_m1_ops import PagedKeys, paged_attention, paged_attention_reference, ragged_attention
-from ascend_m1_ops.testing import rounding
+from ascend_m1_ops.testing import LOW_PRECISION, rounding
 
 HEADS, KV_HEADS, DIM, BLOCK = 6, 2, 8, 4
 
@@ -48,6 +48,21 @@ def test_a_decode_step_sees_every_key(
         q.double(), k.double(), v.double(), table, lengths, list(range(1, len(lengths) + 1)), DIM**-0.5
     )
     check(paged_attention(q, k, v, keys), exact, v, roundings)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_scores_are_not_rounded(dtype: torch.dtype, on_device: bool) -> None:
+    """See ``test_attention.py``: large scores, and products q · k that float16 does not hold."""
+    k, v = (torch.randn(8, 16, KV_HEADS, 256).to(dtype) for _ in range(2))
+    q = (torch.randn(2, HEADS, 256) * 6).to(dtype)
+    table, lengths = torch.tensor([[1, 0, 5, 7], [3, 2, 6, 4]], dtype=torch.int32), [64, 50]
+    for keys, atol in ((k, 1.5), (torch.full_like(k, 300.0), 3)):
+        q = q if keys is k else torch.full_like(q, 300.0)
+        where = PagedKeys(table, None, torch.tensor(lengths)) if on_device else PagedKeys(table, lengths)
+        exact = paged_attention_reference(q.double(), keys.double(), v.double(), table, lengths, [1, 2], 1 / 16)
+        check(paged_attention(q, keys, v, where), exact, v, atol)
+        check(paged_attention_reference(q, keys, v, table, lengths, [1, 2], 1 / 16), exact, v, atol)
 
 
 @given(pairs=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=4))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blocks import gradient_wanted
+from ..blocks import gradient_wanted, widened
 from ..products.npu import chosen
 from .positions import Positions
 from .ragged import Ragged, find_ragged, whole_rows
@@ -44,22 +44,20 @@ def attend(
     ragged = _ragged(q, k, positions, window)
     if ragged is None:
         return None
-    if not ragged.query_ends:  # nothing but padding
-        return torch.zeros_like(q)
     rows = _rows(q, ragged.queries), _rows(k, ragged.keys), _rows(v, ragged.keys)
     out = (train if training else infer)(*rows, ragged, window, scale)
     if ragged.queries is None:
         return out.view(q.shape)
-    # index_copy has no operator on 950
+    # Not index_copy: the vendor's pages list aclnnIndexCopy for A2 and A3 only.
     return torch.zeros_like(q).flatten(0, 1).index_put((ragged.queries,), out).view(q.shape)
 
 
 def _ragged(q: Tensor, k: Tensor, positions: Positions | None, window: int | None) -> Ragged | None:
     if positions is None:
         if q.shape[1] == 1 and window is not None and k.shape[1] > window:
-            return None if k.shape[0] == 0 else _tail(q.shape[0], k.shape[1], window, k.device)
+            return _tail(q.shape[0], k.shape[1], window, k.device)
         return whole_rows(q.shape[0], q.shape[1], k.shape[1])
-    return positions.once(("ragged", window), lambda: find_ragged(positions, window))
+    return positions.once(("ragged", window, len(q)), lambda: find_ragged(positions, window, len(q)))
 
 
 def _tail(batch: int, keys: int, window: int, device: torch.device) -> Ragged:
@@ -140,19 +138,23 @@ def triangle(device: torch.device) -> Tensor:
 
 
 def compose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-    """A ``Kernel`` of plain products and a float32 softmax, for dtypes and products without a fused operator."""
+    """A ``Kernel`` of plain products and a float32 softmax, for dtypes and products without a fused operator.
+
+    The scores are float32 products: in 16 bits they overflow, and a large one is off by several times its weight's
+    rounding. q is scaled before them, for 310P computes a float32 product in float16.
+    """
     batch, queries, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     rows = q.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [B, KV, group, T, D]
     keys, values = (x.permute(0, 2, 1, 3).unsqueeze(2) for x in (k, v))
-    scores = (rows @ keys.transpose(-1, -2)).to(torch.float32) * scale
+    scores = (widened(rows) * scale) @ widened(keys).transpose(-1, -2)
     visible: Any = mask
     if causal:
         visible = torch.ones(queries, queries, dtype=torch.bool, device=q.device).tril()
     elif mask is not None:
         visible = mask.unsqueeze(2)
     if visible is not None:
-        scores = scores.masked_fill(~visible, torch.finfo(torch.float32).min)
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1)
     if visible is not None:
         weights = weights.masked_fill(~visible, 0.0)  # a query that sees no key gives zeros

@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Positions:
-    """Positions of queries [batch, T] and keys [batch, S], int64; -1 marks a key that nobody sees.
+    """Positions of queries [batch or 1, T] and keys [batch or 1, S], int64; -1 marks a key that nobody sees.
 
     ``query_document`` and ``key_document`` (same shapes, int64) separate packed documents; None: one document.
     ``in_order``: keys are the queries themselves (T == S, self-attention without a cache), so that a key in a later
-    column is never visible. ``gapless``: there is no padding either, so that a key ``window`` columns away is hidden,
-    too. Both only save work.
+    column is never visible. A query whose own key is -1 is padding then: what comes out for it means nothing.
+    ``gapless``: there is no padding either, so that a key ``window`` columns away is hidden, too. Both only save work.
     """
 
     query: Tensor

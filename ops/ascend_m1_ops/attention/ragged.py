@@ -55,31 +55,49 @@ def whole_rows(batch: int, queries: int, keys: int) -> Ragged:
     return Ragged(None, None, [queries * i for i in ends], [keys * i for i in ends])
 
 
-def find_ragged(positions: Positions, window: int | None) -> Ragged | None:
-    """The sequences of a batch, window layers with the keys that somebody sees; None: they are no such runs."""
-    key = positions.key.cpu()
+def find_ragged(positions: Positions, window: int | None, batch: int) -> Ragged | None:
+    """The sequences of ``batch`` rows, window layers with the keys that somebody sees; None: they are no such runs.
+
+    Positions may be one row for all. Checked is what the form asks for: where it does not hold, attention is composed.
+    """
+    query, key = (x.cpu().expand(batch, -1) for x in (positions.query, positions.key))
+    packed = positions.query_document is not None and positions.key_document is not None
     if positions.in_order:
-        return _documents(key, positions.key_document, positions.key.device)
-    query = positions.query.cpu()
-    if query.shape[1] > 1 and bool((query.diff(dim=1) != 1).any()):
+        document = positions.key_document if packed else None
+        return _documents(query, key, None if document is None else document.cpu(), positions.key.device)
+    return None if packed else _rows(query, key, window, positions.key.device)
+
+
+def _rows(query: Tensor, key: Tensor, window: int | None, device: torch.device) -> Ragged | None:
+    """Queries over a cache: one sequence a row, its keys in any order and among empty slots."""
+    count = query.shape[1]
+    if bool((query.diff(dim=1) != 1).any()):
         return None  # padding between queries: their positions repeat
-    first = query[:, :1] - window + 1 if window is not None else torch.zeros_like(query[:, :1])
-    used = (key >= first.clamp_min(0)) & (key <= query[:, -1:])
+    first, last = query[:, :1], query[:, -1:]
+    oldest = torch.zeros_like(first) if window is None else (first - window + 1).clamp_min(0)
+    used = (key >= oldest) & (key <= last)
     order = torch.where(used, key, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
-    counts = used.sum(1)
-    rows = torch.arange(key.shape[0]).unsqueeze(1) * key.shape[1]
-    kept = torch.arange(key.shape[1]).unsqueeze(0) < counts.unsqueeze(1)
-    keys = (order + rows)[kept].to(positions.key.device)
-    ends = [query.shape[1] * i for i in range(1, query.shape[0] + 1)]
-    return Ragged(None, keys, ends, counts.cumsum(0).tolist())
+    lengths, column = used.sum(1, keepdim=True), torch.arange(key.shape[1])
+    kept = column < lengths
+    in_turn = key.gather(1, order) == last - lengths + 1 + column  # up to the last query's, without a gap, each once
+    if bool((lengths < count).any()) or not bool(in_turn[kept].all()):
+        return None
+    keys = order + torch.arange(key.shape[0]).unsqueeze(1) * key.shape[1]
+    ends = [count * i for i in range(1, query.shape[0] + 1)]
+    return Ragged(None, keys[kept].to(device), ends, lengths.flatten().cumsum(0).tolist())
 
 
-def _documents(key: Tensor, document: Tensor | None, device: torch.device) -> Ragged:
+def _documents(query: Tensor, key: Tensor, document: Tensor | None, device: torch.device) -> Ragged | None:
     """Self-attention: the real tokens of each row or document."""
-    owner = torch.arange(key.shape[0]).unsqueeze(1).expand_as(key)
-    if document is not None:
-        owner = owner * (key.shape[1] + 1) + document.cpu()
-    real = (key >= 0).flatten()
-    ends = owner.flatten()[real].unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
-    rows = None if bool(real.all()) else real.nonzero().squeeze(1).to(device)
+    real = key >= 0
+    if not bool(real.any()) or bool((query != key)[real].any()):
+        return None
+    row = torch.arange(key.shape[0]).unsqueeze(1).expand_as(key)
+    owner = torch.stack([row, torch.zeros_like(row) if document is None else document.expand_as(key)], dim=-1)[real]
+    border = (owner.diff(dim=0) != 0).any(1)
+    pieces, counts = owner.unique_consecutive(dim=0, return_counts=True)
+    if bool((key[real].diff() != 1)[~border].any()) or len(pieces.unique(dim=0)) < len(pieces):
+        return None  # a jump, or a document in pieces
+    rows = None if bool(real.all()) else real.flatten().nonzero().squeeze(1).to(device)
+    ends = counts.cumsum(0).tolist()
     return Ragged(rows, rows, ends, ends)

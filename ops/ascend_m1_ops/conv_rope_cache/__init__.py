@@ -56,9 +56,8 @@ def conv_rope_cache(
         raise RuntimeError(
             "conv_rope_cache: has no gradient: call it under torch.no_grad(), or train with short_conv and apply_rope"
         )
-    places = (table.positions, table.slots, table.starts, table.cu_seqlens, table.state_rows, table.continues)
-    arguments = (packed, weight, cos, sin, *places, k_cache, v_cache, state)
+    caches = (k_cache, v_cache, state)
     if packed.device.type == "cpu" and not torch.compiler.is_compiling():
-        return library.composed(*arguments)  # a dispatch would take as long as a small batch
-    q: Tensor = torch.ops.ascend_m1.conv_rope_cache(*arguments)
+        return library.composed(packed, weight, cos, sin, table, *caches)  # a dispatch takes as long as a small batch
+    q: Tensor = torch.ops.ascend_m1.conv_rope_cache(packed, weight, cos, sin, *table.tensors(), *caches)
     return q

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..rope import apply_rope
 from ..short_conv import kernels, short_conv_step
+from .tokens import TokenTable
 
 
 def forward(
@@ -18,17 +19,13 @@ def forward(
     weight: Tensor,
     cos: Tensor,
     sin: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    starts: Tensor,
-    cu_seqlens: Tensor,
-    state_rows: Tensor,
-    continues: Tensor,
+    table: TokenTable,
     k_cache: Tensor,
     v_cache: Tensor,
     state: Tensor,
 ) -> Tensor:
-    """See ``ascend_m1_ops.conv_rope_cache``; ``starts`` says nothing that ``cu_seqlens`` does not."""
+    """See ``ascend_m1_ops.conv_rope_cache``; the table's ``starts`` says nothing that ``cu_seqlens`` does not."""
+    positions, slots, _, cu_seqlens, state_rows, continues = table.tensors()
     block_size, kv_heads, head_dim = k_cache.shape[1:]
     rows = packed.unflatten(1, (-1, head_dim))
     kv = rows[:, -2 * kv_heads :].unflatten(1, (2, kv_heads))

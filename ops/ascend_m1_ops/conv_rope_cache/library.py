@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import kernels, npu
+from .tokens import TokenTable
 
 _library = torch.library.Library("ascend_m1", "FRAGMENT")
 _library.define(
@@ -13,7 +18,7 @@ _library.define(
     " Tensor starts, Tensor cu_seqlens, Tensor state_rows, Tensor continues,"
     " Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) state) -> Tensor"
 )
-_PLACES = ("positions", "slots", "starts", "cu_seqlens", "state_rows", "continues")
+_PLACES = tuple(field.name for field in fields(TokenTable))
 
 
 def _need(condition: bool, message: str, *values: object) -> None:
@@ -23,8 +28,16 @@ def _need(condition: bool, message: str, *values: object) -> None:
         torch._check(condition, lambda: "conv_rope_cache: " + message.format(*shown))
 
 
-def _check(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> None:
-    *places, k_cache, v_cache, state = rest
+def _check(
+    packed: Tensor,
+    weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    table: TokenTable,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    state: Tensor,
+) -> None:
     _need(k_cache.dim() == 4, "k_cache must be [blocks, block_size, kv_heads, head_dim], not {}", k_cache.shape)
     _, _, kv_heads, head_dim = k_cache.shape
     _need(v_cache.shape == k_cache.shape, "v_cache must be {} like k_cache, not {}", k_cache.shape, v_cache.shape)
@@ -39,9 +52,9 @@ def _check(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tens
     for name, tensor in (("weight", weight), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)):
         _need(tensor.dtype == packed.dtype, "{} must be {} like packed, not {}", name, packed.dtype, tensor.dtype)
     _check_strides(packed, k_cache, v_cache, state)
-    sequences = places[-1].shape[0]
+    sequences = table.continues.shape[0]
     sizes = (tokens, tokens, tokens, sequences + 1, sequences, sequences)
-    for name, tensor, size in zip(_PLACES, places, sizes, strict=True):
+    for name, tensor, size in zip(_PLACES, table.tensors(), sizes, strict=True):
         _need(tensor.dtype == torch.int32, "{} must be int32, not {}", name, tensor.dtype)
         _need(tensor.shape == (size,), "{} must be [{}], not {}", name, size, tensor.shape)
 
@@ -65,24 +78,36 @@ def _check_strides(packed: Tensor, k_cache: Tensor, v_cache: Tensor, state: Tens
     _need(dense, "state must have contiguous rows, not strides {}", state.stride())
 
 
-def composed(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Tensor:
-    """Checked, and made of torch calls on any device."""
-    _check(packed, weight, cos, sin, *rest)
-    return kernels.forward(packed, weight, cos, sin, *rest)
+def composed(*arguments: Any) -> Tensor:
+    """Checked, and made of torch calls on any device; arguments as of ``conv_rope_cache``."""
+    _check(*arguments)
+    return kernels.forward(*arguments)
 
 
-def _accelerated(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Tensor:
-    _check(packed, weight, cos, sin, *rest)
-    return npu.forward_or_composition(packed, weight, cos, sin, *rest)
+def _accelerated(*arguments: Any) -> Tensor:
+    _check(*arguments)
+    return npu.forward_or_composition(*arguments)
 
 
-def _fake(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Tensor:
-    _check(packed, weight, cos, sin, *rest)
-    kv_heads, head_dim = rest[-3].shape[2:]
-    return packed.new_empty(packed.shape[0], packed.shape[1] // head_dim - 2 * kv_heads, head_dim)
+def _fake(*arguments: Any) -> Tensor:
+    _check(*arguments)
+    packed, k_cache = arguments[0], arguments[5]
+    kv_heads, head_dim = k_cache.shape[2:]
+    result: Tensor = packed.new_empty(packed.shape[0], packed.shape[1] // head_dim - 2 * kv_heads, head_dim)
+    return result
 
 
-_library.impl("conv_rope_cache", composed, "CompositeExplicitAutograd")
+def _of_tensors(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For the registered operator, which knows tensors only: the table's come one by one."""
+
+    def call(*tensors: Tensor) -> Tensor:
+        packed, weight, cos, sin, *places, k_cache, v_cache, state = tensors
+        return function(packed, weight, cos, sin, TokenTable(*places), k_cache, v_cache, state)
+
+    return call
+
+
+_library.impl("conv_rope_cache", _of_tensors(composed), "CompositeExplicitAutograd")
 for _key in ("PrivateUse1", "CUDA"):  # a device's own key comes before CompositeExplicitAutograd
-    _library.impl("conv_rope_cache", _accelerated, _key)
-torch.library.register_fake("ascend_m1::conv_rope_cache", _fake, lib=_library)
+    _library.impl("conv_rope_cache", _of_tensors(_accelerated), _key)
+torch.library.register_fake("ascend_m1::conv_rope_cache", _of_tensors(_fake), lib=_library)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..launch import launch, log_composition, power_of_two_divisor, programs, why_not_triton
+from ..launch import DTYPES, launch, log_composition, power_of_two_divisor, programs, why_not_triton
 from . import kernels
+from .tokens import TokenTable
 
 _TILE_HEADS = 8
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_composed(packed: Tensor, cos: Tensor, k_cache: Tensor) -> str | None:
     """The reason why these inputs cannot go to the kernel; None if they can."""
     head_dim = k_cache.shape[-1]
-    if packed.dtype not in _DTYPES or cos.dtype != torch.float32:
+    if packed.dtype not in DTYPES or cos.dtype != torch.float32:
         return f"no kernel for {packed.dtype} with tables of {cos.dtype}"
     if head_dim & (head_dim - 1) or head_dim < 4:
         return f"no kernel for a head_dim of {head_dim}, only for powers of two"
@@ -30,12 +30,7 @@ def forward(
     weight: Tensor,
     cos: Tensor,
     sin: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    starts: Tensor,
-    cu_seqlens: Tensor,
-    state_rows: Tensor,
-    continues: Tensor,
+    table: TokenTable,
     k_cache: Tensor,
     v_cache: Tensor,
     state: Tensor,
@@ -46,8 +41,7 @@ def forward(
     block_size, kv_heads, head_dim = k_cache.shape[1:]
     tokens, heads = packed.shape[0], packed.shape[1] // head_dim - 2 * kv_heads
     q = torch.empty(tokens, heads, head_dim, dtype=packed.dtype, device=packed.device)
-    places = (positions, slots, starts, cu_seqlens, state_rows, continues)
-    inputs = (weight, cos, sin, *places)
+    inputs = (weight, cos, sin, *table.tensors())
     strides = (packed.stride(0), *k_cache.stride()[:2], *v_cache.stride()[:2], state.stride(0))
     launch(
         conv_rope_cache_kernel, min(tokens, programs(packed.device)), packed.device,
@@ -58,10 +52,20 @@ def forward(
     return q
 
 
-def forward_or_composition(packed: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Tensor:
-    """The kernel where it can run, else torch calls; ``rest`` as in ``forward``."""
-    reason = why_composed(packed, cos, rest[-3])
+def forward_or_composition(
+    packed: Tensor,
+    weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    table: TokenTable,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    state: Tensor,
+) -> Tensor:
+    """The kernel where it can run, else torch calls."""
+    arguments = (packed, weight, cos, sin, table, k_cache, v_cache, state)
+    reason = why_composed(packed, cos, k_cache)
     if reason is None:
-        return forward(packed, weight, cos, sin, *rest)
+        return forward(*arguments)
     log_composition("conv_rope_cache", packed.device.type, reason)
-    return kernels.forward(packed, weight, cos, sin, *rest)
+    return kernels.forward(*arguments)

@@ -31,16 +31,9 @@ class TokenTable:
     state_rows: Tensor
     continues: Tensor
 
-    @staticmethod
-    def decode(positions: Tensor, slots: Tensor, state_rows: Tensor) -> TokenTable:
-        """One token for each sequence, each continuing what its state holds.
-
-        Args:
-            positions, slots, state_rows: int32 [sequences]; slot and state row −1: a padded sequence.
-        """
-        count = positions.shape[0]
-        borders = torch.arange(count + 1, dtype=torch.int32, device=positions.device)
-        return TokenTable(positions, slots, borders[:count], borders, state_rows, torch.ones_like(state_rows))
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All of them, in the order of the registered operator."""
+        return self.positions, self.slots, self.starts, self.cu_seqlens, self.state_rows, self.continues
 
     @staticmethod
     def prefill(

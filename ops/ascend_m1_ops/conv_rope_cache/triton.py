@@ -50,6 +50,22 @@ def _raw(row, k_tile, v_tile, half: tl.constexpr):
     return k1, k2, tl.load(row + v_tile).to(tl.float32)
 
 
+@triton.jit
+def _no_row(block: tl.constexpr, half: tl.constexpr):
+    """Raw k in halves and v before the first row."""
+    return (
+        tl.zeros([block, half], tl.float32),
+        tl.zeros([block, half], tl.float32),
+        tl.zeros([block, 2 * half], tl.float32),
+    )
+
+
+@triton.jit
+def _cache_row(cache, slot, block_stride, slot_stride, block_size: tl.constexpr):
+    """Where a slot lies in k_cache or v_cache."""
+    return cache + (slot // block_size) * block_stride.to(tl.int64) + (slot % block_size) * slot_stride.to(tl.int64)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def conv_rope_cache_kernel(
     packed, weight, cos, sin, positions, slots, starts, cu_seqlens, state_rows, continues, k_cache, v_cache, state, q,
@@ -73,9 +89,7 @@ def conv_rope_cache_kernel(
         k_tile = lines + tl.arange(0, half)[None, :]
         full_tile = lines + tl.arange(0, 2 * half)[None, :]
         v_tile = full_tile + width
-        k1 = tl.zeros([kv_block, half], tl.float32)  # the raw row before
-        k2 = tl.zeros([kv_block, half], tl.float32)
-        v = tl.zeros([kv_block, 2 * half], tl.float32)
+        k1, k2, v = _no_row(kv_block, half)  # the raw row before
         held = -2  # which row that is
         for token in range(first, last):
             slot = tl.load(slots + token)
@@ -87,9 +101,7 @@ def conv_rope_cache_kernel(
             if slot >= 0:
                 if sequence >= 0:
                     # A branch, not a product with ``continues``: a row left by another sequence may hold NaN.
-                    k1 = tl.zeros([kv_block, half], tl.float32)
-                    k2 = tl.zeros([kv_block, half], tl.float32)
-                    v = tl.zeros([kv_block, 2 * half], tl.float32)
+                    k1, k2, v = _no_row(kv_block, half)
                     if state_row >= 0:  # noqa: SIM102  (``and`` would load for sequences without a row)
                         if tl.load(continues + sequence) != 0:
                             k1, k2, v = _raw(own_state, k_tile, v_tile, half)
@@ -100,10 +112,8 @@ def conv_rope_cache_kernel(
                 # Rounded like the model's short_conv, then rotated in float32 and rounded again.
                 y1 = (wk0 * k1 + wk1 * u1).to(dtype).to(tl.float32)
                 y2 = (wk0 * k2 + wk1 * u2).to(dtype).to(tl.float32)
-                page = slot // block_size
-                place = slot % block_size
-                k_row = k_cache + page * k_block_stride.to(tl.int64) + place * k_slot_stride.to(tl.int64)
-                v_row = v_cache + page * v_block_stride.to(tl.int64) + place * v_slot_stride.to(tl.int64)
+                k_row = _cache_row(k_cache, slot, k_block_stride, k_slot_stride, block_size)
+                v_row = _cache_row(v_cache, slot, v_block_stride, v_slot_stride, block_size)
                 tl.store(k_row + k_tile, (y1 * c - y2 * s).to(dtype))
                 tl.store(k_row + k_tile + half, (y2 * c + y1 * s).to(dtype))
                 tl.store(v_row + full_tile, (wv0 * v + wv1 * u).to(dtype))

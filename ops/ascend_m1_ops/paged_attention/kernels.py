@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention import attention
+from ..blocks import widened
 
 
 def decode(
@@ -25,7 +26,7 @@ def decode(
     visible = torch.arange(keys.shape[1], dtype=lengths.dtype, device=q.device) < lengths.unsqueeze(1)
     # What was never written may be anything, NaN too.
     values = values.masked_fill(~visible[:, :, None, None], 0.0)
-    scores = (rows @ keys.permute(0, 2, 3, 1)).to(torch.float32) * scale
+    scores = (widened(rows) * scale) @ widened(keys).permute(0, 2, 3, 1)  # see ``attention.npu.compose``
     weights = scores.masked_fill(~visible[:, None, None], float("-inf")).softmax(-1)
     out: Tensor = weights.to(q.dtype) @ values.transpose(1, 2)
     return out.flatten(1, 2)

@@ -17,7 +17,7 @@ from . import npu
 from .kernels import rope_blocks
 from .reference import rope_reference
 
-__all__ = ["apply_rope", "rope_reference", "rope_tables"]
+__all__ = ["apply_rope", "rope_reference", "rope_tables", "shared_tables"]
 
 
 def rope_tables(
@@ -41,13 +41,27 @@ def rope_tables(
     return angles.cos(), angles.sin()
 
 
+def shared_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The tables in the form that ``apply_rope`` uses on their device, made once for all layers of a forward.
+
+    ``apply_rope`` makes that form itself otherwise, at every call: two launches on an NPU.
+
+    Args:
+        cos, sin: [..., head_dim / 2] from ``rope_tables``.
+
+    Returns:
+        cos and sin, [..., head_dim] where an NPU's operator wants both halves, else as they are.
+    """
+    return npu.shared_tables(cos, sin) if cos.device.type == "npu" else (cos, sin)
+
+
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x.
 
     Args:
         x: [..., heads, head_dim].
-        cos, sin: [..., head_dim / 2] from ``rope_tables``; the same for all heads. Their leading dimensions
-            broadcast to those of x.
+        cos, sin: [..., head_dim / 2] from ``rope_tables``, or what ``shared_tables`` made of them; the same for all
+            heads. Their leading dimensions broadcast to those of x.
 
     Returns:
         The rotated x, same shape and dtype.

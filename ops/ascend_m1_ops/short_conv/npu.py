@@ -8,18 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..launch import launch, log_composition, power_of_two_divisor, programs, why_not_triton
+from ..launch import DTYPES, launch, log_composition, power_of_two_divisor, programs, why_not_triton
 from . import kernels
 
 # k and v of a token, in tiles of at most so many heads: the gradient keeps ten float32 tiles within an NPU core's
 # 192 KiB of memory.
 _TILE_HEADS, _TILE_HEADS_BACKWARD = 16, 8
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_composed(kv: Tensor) -> str | None:
     """The reason why these inputs cannot go to the kernels; None if they can."""
-    if kv.dtype not in _DTYPES:
+    if kv.dtype not in DTYPES:
         return f"no kernel for {kv.dtype}"
     if kv.shape[-1] & (kv.shape[-1] - 1) or kv.shape[-1] < 2:
         return f"no kernel for a head_dim of {kv.shape[-1]}, only for powers of two"

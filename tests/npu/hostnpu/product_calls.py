@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import ascend_m1_hostnpu  # noqa: F401  its stand-ins come before torch_npu
+import ascend_m1_hostnpu  # its stand-ins come before torch_npu
 
 # isort: split
 import torch
@@ -17,7 +17,31 @@ F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 
 
 def zeros(*shape: int, dtype: torch.dtype = F16) -> Tensor:
-    return torch.zeros(shape, dtype=dtype, device="npu")
+    """Copied from the host: no operator of the device is called."""
+    return torch.zeros(shape, dtype=dtype).npu()
+
+
+def plain(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """Torch's own operators."""
+    word = str(dtype).removeprefix("torch.")
+    a, b, rows = zeros(2, 16, dtype=dtype), zeros(16, 4, dtype=dtype), zeros(1, 2, 16, dtype=dtype)
+    calls: dict[str, Callable[[], Any]] = {
+        "matmul": lambda: rows @ b,
+        "mm": lambda: torch.mm(a, b),
+        "addmm": lambda: torch.addmm(b[0], a, b),
+        "bmm": lambda: torch.bmm(rows, rows.mT),
+        "baddbmm": lambda: torch.baddbmm(rows[:, :, :2], rows, rows.mT),
+        "linear": lambda: torch.nn.functional.linear(a, a),
+        "add": lambda: a + a,
+        "mul": lambda: a * 2,
+        "softmax": lambda: a.softmax(-1),
+        "embedding": lambda: torch.nn.functional.embedding(torch.tensor([1]).npu(), a),
+        "cast": lambda: torch_npu.npu_dtype_cast(a, torch.int32),
+        "cat": lambda: torch.cat([a, a]),
+        "zero": lambda: a.zero_(),
+        "copy": lambda: zeros(16, 2).copy_(a.mT),
+    }
+    return {f"{name} {word}": call for name, call in calls.items()}
 
 
 def fused_infer(**more: Any) -> Any:
@@ -74,6 +98,9 @@ def adamw() -> None:
 
 
 CALLS: dict[str, Callable[[], Any]] = {
+    **plain(F16),
+    **plain(BF16),
+    **plain(F32),
     "rms_norm float16": lambda: torch_npu.npu_rms_norm(zeros(2, 16), zeros(16)),
     "rms_norm bfloat16": lambda: torch_npu.npu_rms_norm(zeros(2, 16, dtype=BF16), zeros(16, dtype=BF16)),
     "rms_norm float32 gamma": lambda: torch_npu.npu_rms_norm(zeros(2, 16), zeros(16, dtype=F32)),
@@ -125,4 +152,5 @@ def outcome(call: Callable[[], Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: outcome(call) for name, call in CALLS.items()}))
+    device = [torch.npu.get_device_name(0), torch_npu.npu.get_soc_version(), ascend_m1_hostnpu.product()]
+    print(json.dumps({"device": device, "calls": {name: outcome(call) for name, call in CALLS.items()}}))

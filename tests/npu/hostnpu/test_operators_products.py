@@ -1,4 +1,4 @@
-"""Which product takes which operator and dtype: the same calls on each, one process a product."""
+"""What a product is called, and which operator and dtype it takes: the same calls on each, one process a product."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 CALLS = Path(__file__).with_name("product_calls.py")
+# What CANN calls the products.
+NAMES = {"910B": "Ascend910B3", "A3": "Ascend910_9391", "310P": "Ascend310P3", "950": "Ascend950PR_9589"}
 # Call -> what its message names; every other call is fine.
 REFUSED = {
     "910B": {},
@@ -25,6 +27,19 @@ REFUSED = {
         "online_max_sum": "aclnnFusedLinearOnlineMaxSum: product",
     },
     "310P": {
+        "matmul bfloat16": "aclnnMatmul: self: is not bfloat16 on 310P",
+        "mm bfloat16": "aclnnMm: self: is not bfloat16 on 310P",
+        "addmm bfloat16": "aclnnAddmm: self: is not bfloat16 on 310P",
+        "bmm bfloat16": "aclnnBatchMatMul: self: is not bfloat16 on 310P",
+        "baddbmm bfloat16": "aclnnBaddbmm: self: is not bfloat16 on 310P",
+        "linear bfloat16": ": self: is not bfloat16 on 310P",
+        "add bfloat16": "aclnnAdd: self: is not bfloat16 on 310P",
+        "mul bfloat16": "aclnnMuls: self: is not bfloat16 on 310P",
+        "softmax bfloat16": "aclnnSoftmax: self: is not bfloat16 on 310P",
+        "embedding bfloat16": "aclnnEmbedding: weight: is not bfloat16 on 310P",
+        "cast bfloat16": "aclnnCast: self: is not bfloat16 on 310P",
+        "cat bfloat16": "aclnnCat: tensors: is not bfloat16 on 310P",
+        "zero bfloat16": "aclnnInplaceZero: selfRef: is not bfloat16 on 310P",
         "rms_norm bfloat16": "aclnnRmsNorm: gamma",
         "rms_norm float32 gamma": "aclnnRmsNorm: gamma",
         "rms_norm 16 bytes": "aclnnRmsNorm: x: its last axis has at least 32 bytes",
@@ -54,13 +69,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("product", REFUSED)
-def test_calls(product: str) -> None:
+def test_name_and_calls(product: str) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = os.environ | {"HOSTNPU_PRODUCT": product, "HOSTNPU_POISON": "1", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, CALLS], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    got = json.loads(done.stdout.splitlines()[-1])
-    expected = REFUSED[product]
+    found = json.loads(done.stdout.splitlines()[-1])
+    name, version, own = found["device"]
+    assert (name, own) == (NAMES[product], product)
+    assert version > 0, "op-plugin knows this product"
+    got, expected = found["calls"], REFUSED[product]
     unexpected = {name: text for name, text in got.items() if name not in expected and text != "fine"}
     assert not unexpected
     assert {name: text for name, text in expected.items() if text not in got[name]} == {}

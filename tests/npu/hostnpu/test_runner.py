@@ -55,39 +55,40 @@ def test_an_exception_ends_it_as_always() -> None:
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "product", "name"),
     [
-        "import torch_npu, torch",
-        "import torch, torch_npu",
-        "import ascend_m1_hostnpu, torch",
-        "import ascend_m1_hostnpu, torch_npu, torch",
-        "import torch, ascend_m1_hostnpu",
+        ("import torch_npu, torch", "A3", "Ascend910_9391"),
+        ("import torch, torch_npu", "910B", "Ascend910B3"),
+        ("import ascend_m1_hostnpu, torch", "310P", "Ascend310P3"),
+        ("import ascend_m1_hostnpu, torch_npu, torch", "950", "Ascend950PR_9589"),
+        ("import torch, ascend_m1_hostnpu", "910B", "Ascend910B3"),
     ],
 )
-def test_any_order_of_imports_works(code: str) -> None:
-    assert last(run("-c", f"{code}\n{USE}")) == "[2.0, 2.0]"
+def test_any_order_of_imports_works_with_any_product(code: str, product: str, name: str) -> None:
+    options = ["--product", product, "--devices=3"]
+    result = run(*options, "-c", f"{code}\n{USE}\nprint(torch.npu.get_device_name(0), torch.npu.device_count())")
+    assert last(result) == f"{name} 3"
+    assert result.stdout.splitlines()[-2] == "[2.0, 2.0]"
 
 
 def test_code_from_standard_input_and_interpreter_flags() -> None:
     code = "import sys; print(sys.flags.optimize, sys.argv)"
-    assert last(python("-O", "-m", "ascend_m1_hostnpu", "-", "a", text=code)) == "1 ['-', 'a']"
+    result = python("-O", "-X", "importtime", "-m", "ascend_m1_hostnpu", "-", "a", text=code)
+    assert last(result) == "1 ['-', 'a']"
+    # The Python that starts the other loads nothing.
+    assert "torch" not in {line.split()[-1] for line in result.stderr.splitlines()}
 
 
 def test_a_module_is_found_and_gets_its_arguments(tmp_path: Path) -> None:
-    (tmp_path / "tool.py").write_text(f"import sys\n{USE}\nprint(__name__, sys.argv[1:])\n")
+    (tmp_path / "tool.py").write_text("import sys\nprint(__name__, sys.argv[1:])\n")
     assert last(run("-m", "tool", "--devices", "9", path=str(tmp_path))) == "__main__ ['--devices', '9']"
-
-
-def test_options_choose_product_and_devices() -> None:
-    code = "import torch; print(torch.npu.get_device_name(0), torch.npu.device_count())"
-    assert last(run("--product", "A3", "--devices=3", "-c", code)) == "Ascend910_9391 3"
 
 
 def test_children_run_on_it_too(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "import subprocess, sys\nimport torch.multiprocessing as mp\nimport torch\n"
-        "def work(rank, queue): queue.put((torch.ones(1).npu() + rank).item())\n"
+        "import multiprocessing as mp, subprocess, sys\n"
+        "def work(rank, queue):\n    import torch\n    queue.put((torch.ones(1).npu() + rank).item())\n"
         "if __name__ == '__main__':\n"
         "    context = mp.get_context('spawn')\n    queue = context.Queue()\n"
         "    child = context.Process(target=work, args=(1, queue))\n    child.start()\n"
@@ -139,6 +140,7 @@ def test_without_the_runner_a_child_that_wants_plain_torch_gets_it() -> None:
         (["--product"], "--product : use one of"),
         (["--devices", "0", "x.py"], "--devices 0: give a number of at least 1"),
         (["--speed", "x.py"], "--speed: no such option"),
+        (["-v", "x.py"], "-v: no such option"),
         (["missing.py"], "missing.py: no such file"),
     ],
 )
@@ -147,6 +149,40 @@ def test_a_mistake_is_one_line_and_exit_status_2(arguments: list[str], message: 
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert message in result.stderr
+
+
+def test_the_products_command_says_that_it_is_no_device() -> None:
+    result = run("-m", "ascend_m1", "env", path=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    devices, use = (
+        next(line for line in result.stdout.splitlines() if line.strip().startswith(word))
+        for word in ("devices", "Ascend NPU:")
+    )
+    assert devices.endswith("npu:0 (Ascend910B3) (host NPU, not a device)")
+    assert "host NPU, not a device" in use
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(option: str) -> None:
+    result = run(option)
+    assert result.returncode == 0
+    assert result.stdout.startswith("python -m ascend_m1_hostnpu [options]")
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [("-c", "pass"), ("--list",)])
+def test_without_torch_npu_it_is_one_line(arguments: tuple[str, ...]) -> None:
+    result = python("-S", "-m", "ascend_m1_hostnpu", *arguments)  # no site-packages
+    message = "ascend_m1_hostnpu: torch_npu is not installed: install torch and torch-npu of the same version"
+    assert (result.returncode, result.stderr.splitlines()) == (2, [message])
+
+
+def test_a_setting_without_meaning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTNPU_DEVICES", "two")
+    result = run("-c", "pass")
+    message = "ascend_m1_hostnpu: HOSTNPU_DEVICES=two: give a whole number of at least 1"
+    assert (result.returncode, result.stderr.splitlines()) == (2, [message])
+    assert last(run("--devices", "2", "-c", "import os; print(os.environ['HOSTNPU_DEVICES'])")) == "2"
 
 
 def test_the_list_names_operators_and_collectives() -> None:

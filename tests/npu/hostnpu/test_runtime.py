@@ -13,6 +13,7 @@ import torch
 
 from ascend_m1_hostnpu.abi import OPAPI, OPERATOR_SYMBOLS, RUNTIME, said
 from ascend_m1_hostnpu.build import PYTHON_RUNTIME
+from ascend_m1_hostnpu.settings import SettingError, check
 
 pytest_plugins = ["ascend_m1_hostnpu.pytest_plugin"]
 ROOT = Path(__file__).parents[3]
@@ -54,44 +55,61 @@ def test_free_memory_falls_and_rises(host_npu: Any) -> None:
     assert torch.npu.mem_get_info()[0] == free
 
 
-def test_more_than_there_is_fails_as_on_a_device() -> None:
+def test_memory_as_large_and_as_dirty_as_wanted() -> None:
     code = (
+        "print(int(torch.empty(1000, device='npu').cpu().isnan().all()))\n"
         "x = torch.empty(700 << 20, dtype=torch.uint8, device='npu')\n"
         "try:\n    torch.empty(700 << 20, dtype=torch.uint8, device='npu')\n"
         "except torch.OutOfMemoryError as error:\n    print(str(error).splitlines()[0])\n"
         "del x\ny = torch.empty(700 << 20, dtype=torch.uint8, device='npu')\n"
     )
-    message = printed(fresh(code, HOSTNPU_MEMORY_GIB="1"))
-    assert "NPU out of memory. Tried to allocate 702.00 MiB (NPU 0; 1024.00 MiB total capacity" in message
-
-
-def test_fresh_memory_holds_no_zeros() -> None:
-    code = "print(bool(torch.empty(1000, device='npu').cpu().isnan().all()))"
-    assert printed(fresh(code, HOSTNPU_POISON="1")) == "True"
+    result = fresh(code, HOSTNPU_MEMORY_GIB="1", HOSTNPU_POISON="1")
+    assert "NPU out of memory. Tried to allocate 702.00 MiB (NPU 0; 1024.00 MiB total capacity" in printed(result)
+    assert result.stdout.splitlines()[-2] == "1"  # nobody relies on zeros
 
 
 def test_several_devices_hold_their_own_tensors() -> None:
     code = (
+        "print(int(torch.empty(1000, device='npu').cpu().isnan().all()))\n"
         "a = torch.arange(4.).to('npu:0'); b = a.to('npu:1') + 1\n"
         "print(torch.npu.device_count(), a.device, b.device, b.to('npu:0').cpu().tolist())"
     )
-    assert printed(fresh(code, HOSTNPU_DEVICES="2")) == "2 npu:0 npu:1 [1.0, 2.0, 3.0, 4.0]"
+    result = fresh(code, HOSTNPU_DEVICES="2", HOSTNPU_POISON="0", HOSTNPU_MEMORY_GIB="")
+    assert printed(result) == "2 npu:0 npu:1 [1.0, 2.0, 3.0, 4.0]"
+    assert result.stdout.splitlines()[-2] == "0"  # the variable's 0 is off
 
 
 @pytest.mark.parametrize(
-    ("product", "soc"),
-    [("910B", "Ascend910B3"), ("A3", "Ascend910_9391"), ("310P", "Ascend310P3"), ("950", "Ascend950PR_9589")],
+    ("variable", "value", "allowed"),
+    [
+        ("HOSTNPU_PRODUCT", "910A", "use one of 910B, A3, 310P, 950"),
+        ("HOSTNPU_DEVICES", "two", "give a whole number of at least 1"),
+        ("HOSTNPU_DEVICES", "0", "give a whole number of at least 1"),
+        ("HOSTNPU_DEVICES", "²", "give a whole number of at least 1"),
+        ("HOSTNPU_MEMORY_GIB", "0.5", "give a whole number of at least 1"),
+        ("HOSTNPU_MEMORY_GIB", "-1", "give a whole number of at least 1"),
+        ("HOSTNPU_MEMORY_GIB", "64GiB", "give a whole number of at least 1"),
+        ("HOSTNPU_POISON", "yes", "use 1 (on) or 0 (off)"),
+        ("HOSTNPU_LAUNCHES", "2", "use 1 (on) or 0 (off)"),
+        ("HCCL_EXEC_TIMEOUT", "soon", "give a whole number of at least 1"),
+    ],
 )
-def test_each_product_reports_its_name(product: str, soc: str) -> None:
-    code = "print(torch.npu.get_device_name(0), torch_npu.npu.get_soc_version(), ascend_m1_hostnpu.product())"
-    name, version, own = printed(fresh(code, HOSTNPU_PRODUCT=product)).split()
-    assert (name, own) == (soc, product)
-    assert int(version) > 0, "op-plugin knows this product"
+def test_a_setting_without_meaning_is_refused(variable: str, value: str, allowed: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        check({variable: value})
+    assert str(caught.value) == f"{variable}={value}: {allowed}"
 
 
-def test_an_unknown_product_is_refused() -> None:
-    result = fresh("", HOSTNPU_PRODUCT="910A")
-    assert result.stderr.splitlines()[-1] == "ValueError: HOSTNPU_PRODUCT=910A: use one of 910B, A3, 310P, 950"
+def test_settings_that_mean_something_are_taken() -> None:
+    check({})
+    check({"HOSTNPU_PRODUCT": "310P", "HOSTNPU_DEVICES": "8", "HOSTNPU_MEMORY_GIB": "1", "HOSTNPU_POISON": "0"})
+    check(dict.fromkeys(("HOSTNPU_PRODUCT", "HOSTNPU_DEVICES", "HOSTNPU_MEMORY_GIB", "HOSTNPU_POISON"), ""))
+
+
+def test_they_are_looked_at_before_anything_is_loaded() -> None:
+    result = fresh("", HOSTNPU_MEMORY_GIB="much")
+    last = result.stderr.splitlines()[-1]
+    assert last.endswith("SettingError: HOSTNPU_MEMORY_GIB=much: give a whole number of at least 1")
 
 
 def test_torch_npu_first_is_refused() -> None:

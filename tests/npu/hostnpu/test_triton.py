@@ -46,6 +46,16 @@ def test_a_kernel_computes_on_device_memory(host_npu: Any, count: int, dtype: to
     assert torch.equal(device.cpu(), x)
 
 
+def test_bfloat16_is_rounded_to_nearest_even(host_npu: Any) -> None:
+    """Halves both ways, subnormal numbers, what rounds up to infinity, NaN."""
+    eighth = 2.0**-8
+    edges = [1 + eighth, 1 + 3 * eighth, 1 + 1.01 * eighth, -1 - 0.99 * eighth, 3.4e38, -3.4e38, 1e-40, 0.0, -0.0]
+    x = torch.cat([torch.tensor([*edges, torch.inf, -torch.inf, torch.nan]), torch.randn(500) * 1e3])
+    out = torch.empty(len(x), dtype=torch.bfloat16).npu()
+    scale_kernel[(triton.cdiv(len(x), BLOCK),)](x.npu(), out, len(x), 1.0, BLOCK=BLOCK)
+    torch.testing.assert_close(out.cpu(), x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_view_reads_and_writes_its_own_part(host_npu: Any) -> None:
     whole = torch.zeros(20).npu()
     source = torch.arange(10.0).npu()

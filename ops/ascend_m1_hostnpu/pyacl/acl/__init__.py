@@ -1,0 +1,1 @@
+"""What vllm-ascend uses of pyACL, CANN's own Python module, over the host NPU."""

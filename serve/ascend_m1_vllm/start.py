@@ -1,0 +1,43 @@
+"""What is refused before the engine starts: vLLM asks this in its front process, so the reason ends the output."""
+
+from __future__ import annotations
+
+from vllm.config import VllmConfig
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from ascend_m1.errors import InputError
+
+_CHECKED_FORMATS = ("auto", "hf", "safetensors")  # of loading; the others read other files, or none
+
+
+class StartChecks(VerifyAndUpdateConfig):  # type: ignore[misc]
+    """vLLM's hook for one architecture."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Options and weight files against the configuration.
+
+        Raises:
+            InputError: speculative decoding was asked for.
+            ConfigError: the heads cannot be shared out among the tensor-parallel ranks.
+            CheckpointError: a local checkpoint lacks a tensor, or has one of another shape.
+        """
+        if vllm_config.speculative_config is not None:
+            raise InputError(
+                "speculative decoding: the convolution's state cannot take rejected tokens back: leave "
+                "--speculative-config out"
+            )
+        from .geometry import rank_layers
+        from .platform import head_dims
+
+        rank_layers(
+            vllm_config.model_config.hf_config.layer_specs,
+            vllm_config.parallel_config.tensor_parallel_size,
+            head_dims(),
+        )
+        if vllm_config.load_config.load_format in _CHECKED_FORMATS and vllm_config.model_config.quantization is None:
+            from ascend_m1 import BaichuanM1ForCausalLM
+            from ascend_m1.weights import check_checkpoint
+
+            config = vllm_config.model_config.hf_config
+            check_checkpoint(vllm_config.model_config.model, BaichuanM1ForCausalLM, {"config": config})
