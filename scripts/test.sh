@@ -7,6 +7,8 @@
 #         floor    model, operators and compatibility under the oldest supported transformers, in .venvs/floor
 #         npu      the real torch_npu on a host stand-in for CANN, in .venvs/npu
 #         lowering  the Triton kernels through the Ascend compilers, in .venvs/lowering
+#         vllm     the plugin in vLLM on the CPU, in .venvs/vllm
+#         vllm-ascend  the plugin in vllm-ascend on the host stand-in for CANN, in .venvs/vllm-ascend
 #
 # TORCH_SPEC chooses the torch to install, in pip's words (see environment.sh).
 set -euo pipefail
@@ -14,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
 source scripts/environment.sh
 
-readonly SUITES="lint, floor, npu, lowering"
+readonly SUITES="lint, floor, npu, lowering, vllm, vllm-ascend"
 
 suite=main
 # A word that is neither an option nor a path is the name of a suite.
@@ -23,7 +25,7 @@ if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
     shift
 fi
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-    sed -n '2,11s/^# \{0,1\}//p' scripts/test.sh
+    sed -n '2,13s/^# \{0,1\}//p' scripts/test.sh
     exit
 fi
 
@@ -36,6 +38,11 @@ run_tests() {
     done
     # shellcheck disable=SC2086
     exec "$python" -m pytest $folders "$@"
+}
+
+# remove_vision ENVIRONMENT: packages built for CUDA, whose import fails beside a CPU build of torch; vLLM does without.
+remove_vision() {
+    "$1/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 }
 
 case $suite in
@@ -60,6 +67,19 @@ case $suite in
     lowering)
         make_environment .venvs/lowering lowering --require-hashes --requirement requirements/lowering.txt
         run_tests .venvs/lowering tests/lowering "$@"
+        ;;
+    vllm)
+        make_environment .venvs/vllm vllm --editable . --requirement requirements/vllm.txt
+        remove_vision .venvs/vllm
+        run_tests .venvs/vllm tests/vllm "$@"
+        ;;
+    vllm-ascend)
+        make_environment .venvs/vllm-ascend vllm-ascend --editable . --requirement requirements/vllm-ascend.txt
+        SOC_VERSION=ascend910b1 COMPILE_CUSTOM_KERNELS=0 TORCH_DEVICE_BACKEND_AUTOLOAD=0 \
+            make_environment .venvs/vllm-ascend alone --no-build-isolation --no-deps \
+            --requirement requirements/vllm-ascend-alone.txt
+        remove_vision .venvs/vllm-ascend
+        run_tests .venvs/vllm-ascend tests/vllm_ascend "$@"
         ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac
