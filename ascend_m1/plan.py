@@ -1,7 +1,7 @@
 """What a model needs, in numbers: parameters, cache and activations, from its configuration alone.
 
 Parameters are counted on a model without storage (the meta device). A plan for several devices is arithmetic about a
-tensor-parallel split; nothing in this project runs one yet.
+tensor-parallel split, which vLLM runs with the plugin in ``serve/ascend_m1_vllm``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .cache import DEFAULT_ROLLBACK
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .errors import InputError
 from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
+from .pages import page_bytes, page_count, rank_layers
 
 PARTS = {
     "embedding": ("embed_tokens.",),
@@ -53,6 +54,7 @@ class Plan:
         weights: the device's share of the parameters.
         cache: of ``batch`` sequences of ``length`` tokens.
         full_cache: what a cache without windows would take, for comparison.
+        vllm_cache, vllm_page: the same sequences in vLLM, see ``pages``; not part of the total.
         activations: see ``activation_bytes``.
     """
 
@@ -63,6 +65,8 @@ class Plan:
     weights: int
     cache: CacheBytes
     full_cache: int
+    vllm_cache: int
+    vllm_page: int
     activations: int
 
     @property
@@ -72,6 +76,7 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         cache = asdict(self.cache) | {"total": self.cache.total, "full": self.full_cache}
+        vllm = {"cache": self.vllm_cache, "page": self.vllm_page}
         return {
             "batch": self.batch,
             "length": self.length,
@@ -80,6 +85,7 @@ class Plan:
             "bytes_per_device": {
                 "weights": self.weights,
                 "cache": cache,
+                "vllm": vllm,
                 "activations": self.activations,
                 "total": self.total,
             },
@@ -183,6 +189,8 @@ def make_plan(config: BaichuanM1Config, batch: int, length: int, dtype: torch.dt
             f"use {', '.join(map(str, possible))}"
         )
     size = dtype.itemsize
+    layers = rank_layers(config.layer_specs, devices)
+    page = page_bytes(layers, size)
     return Plan(
         batch=batch,
         length=length,
@@ -191,6 +199,8 @@ def make_plan(config: BaichuanM1Config, batch: int, length: int, dtype: torch.dt
         weights=sum(parameters(config, devices).values()) * size,
         cache=cache_bytes(config, batch, length, size, devices=devices),
         full_cache=full_cache_bytes(config, batch, length, size, devices),
+        vllm_cache=batch * page_count(layers, length) * page,
+        vllm_page=page,
         activations=activation_bytes(config, batch, length, size, devices),
     )
 

@@ -47,7 +47,7 @@ def why_not(plan: Plan) -> str | None:
     """The reason why nothing is predicted for a plan; None: it can be."""
     if plan.dtype == "float32":
         return "float32: attention is then composed of plain products"
-    return None if plan.devices == 1 else "several devices: this version runs on one"
+    return None if plan.devices == 1 else "several devices: collectives are not counted"
 
 
 def decode_launches(config: BaichuanM1Config) -> int:

@@ -85,10 +85,12 @@ def _table(result: dict[str, Any], plan: Plan) -> str:
     ]
     lines += [f"  {name:<17}{_size(size):>25}  {remark}".rstrip() for name, size, remark in rows]
     lines.append("  A cache that grows while generating reserves up to a quarter more, never beyond the context.")
+    lines.append(
+        f"  vLLM's cache holds the same sequences in {plan.vllm_cache // plan.vllm_page:,} pages of "
+        f"{plan.vllm_page >> 10:,} KiB: {_size(plan.vllm_cache)}."
+    )
     if plan.devices > 1:
-        lines.append(
-            "  A plan only: this version runs on one device. Key/value heads are repeated where they are too few."
-        )
+        lines.append("  Several devices: with vLLM. Key/value heads are repeated where they are too few.")
     if "memory" in result:
         lines += ["", _verdict(result["memory"], plan)]
     lines += ["", *_prediction(result["prediction"])]

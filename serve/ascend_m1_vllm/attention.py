@@ -10,10 +10,10 @@ from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLine
 from vllm.platforms import current_platform
 
 from ascend_m1.configuration_baichuan_m1 import LayerSpec
+from ascend_m1.pages import RankLayer
 from ascend_m1_ops import apply_rope
 
 from .convolution import StateConvolution
-from .geometry import RankLayer
 
 Table = tuple[Tensor, Tensor]  # cos and sin, float32 [tokens, head_dim / 2]
 
@@ -21,12 +21,20 @@ Table = tuple[Tensor, Tensor]  # cos and sin, float32 [tokens, head_dim / 2]
 class BaichuanM1Attention(nn.Module):
     """One layer's attention on this rank."""
 
-    def __init__(self, hidden_size: int, spec: LayerSpec, layer: RankLayer, vllm_config: VllmConfig, prefix: str) -> None:
+    def __init__(
+        self, hidden_size: int, spec: LayerSpec, layer: RankLayer, vllm_config: VllmConfig, prefix: str
+    ) -> None:
         super().__init__()
         self.layer = layer
         quant_config = vllm_config.quant_config
         self.W_pack = QKVParallelLinear(
-            hidden_size, spec.head_dim, spec.heads, spec.kv_heads, False, quant_config=quant_config, prefix=f"{prefix}.W_pack"
+            hidden_size,
+            spec.head_dim,
+            spec.heads,
+            spec.kv_heads,
+            False,
+            quant_config=quant_config,
+            prefix=f"{prefix}.W_pack",
         )
         self.conv = StateConvolution(layer, vllm_config, f"{prefix}.conv")
         self.attn = nn.ModuleList(self._part(vllm_config, f"{prefix}.attn{i}.attn") for i in range(layer.parts))
@@ -70,6 +78,8 @@ class BaichuanM1Attention(nn.Module):
             out = self.attn[0](*(t.flatten(1).contiguous() for t in (q, k, v)))
         else:
             pieces = zip(*(t.chunk(layer.parts, dim=1) for t in (q, k, v)), strict=True)
-            outs = [part(*(t.flatten(1).contiguous() for t in piece)) for part, piece in zip(self.attn, pieces, strict=True)]
+            outs = [
+                part(*(t.flatten(1).contiguous() for t in piece)) for part, piece in zip(self.attn, pieces, strict=True)
+            ]
             out = torch.cat(outs, dim=1)
         return out.unflatten(1, (layer.heads, layer.padded_dim))[..., : layer.head_dim]

@@ -15,7 +15,15 @@ from ascend_m1.errors import ConfigError
 
 TESTED = ("0.23", "0.32")  # of vLLM, the oldest and the newest
 # In published and saved files, without a meaning for what is computed here.
-_IGNORED = {"_commit_hash", "_name_or_path", "auto_map", "model_type", "quantization_config", "torch_dtype", "transformers_version"}
+_IGNORED = {
+    "_commit_hash",
+    "_name_or_path",
+    "auto_map",
+    "model_type",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+}
 _IGNORED |= {"z_loss_weight", "max_window_layers", "use_sliding_window", "model_max_length", "head_dim"}
 
 
@@ -67,8 +75,8 @@ def check_version() -> None:
     found = vllm_version()
     if not oldest.release <= found.release[:2] <= newest.release:
         raise ConfigError(
-            f"vLLM {found} is installed, ascend-m1 was tried with {oldest} to {newest}: install one of these, or a newer "
-            "ascend-m1"
+            f"vLLM {found} is installed, ascend-m1 was tried with {oldest} to {newest}: install one of these, or a "
+            "newer ascend-m1"
         )
 
 

@@ -17,11 +17,8 @@ from vllm.model_executor.layers.mamba import short_conv as _defines_the_operator
 from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
+from ascend_m1.pages import BLOCK, RankLayer
 from ascend_m1_ops import short_conv, short_conv_step
-
-from .geometry import RankLayer
-
-BLOCK = 128  # tokens in a block of vllm-ascend's attention
 
 
 def state_shape(row: int) -> tuple[int, ...]:

@@ -27,11 +27,11 @@ from vllm.model_executor.models.utils import (
 from vllm.sequence import IntermediateTensors
 
 from ascend_m1 import BaichuanM1Config
+from ascend_m1.pages import RankLayer, rank_layers
 from ascend_m1_ops import rope_tables
 
 from .attention import BaichuanM1Attention, Table
 from .convolution import state_shape
-from .geometry import RankLayer, rank_layers
 from .platform import head_dims
 from .weights import load_weights
 
@@ -76,9 +76,7 @@ class BaichuanM1DecoderLayer(nn.Module):
         return self.mlp(x), residual
 
 
-@support_torch_compile(
-    dynamic_arg_dims={"input_ids": 0, "positions": 0, "intermediate_tensors": 0, "inputs_embeds": 0}
-)
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "intermediate_tensors": 0, "inputs_embeds": 0})
 class BaichuanM1Model(nn.Module):
     """Embedding, this pipeline stage's layers, norm."""
 
@@ -88,7 +86,10 @@ class BaichuanM1Model(nn.Module):
         self.specs = config.layer_specs
         layers = rank_layers(self.specs, get_tensor_model_parallel_world_size(), head_dims())
         self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size, config.hidden_size, quant_config=vllm_config.quant_config, prefix=f"{prefix}.embed_tokens"
+            config.vocab_size,
+            config.hidden_size,
+            quant_config=vllm_config.quant_config,
+            prefix=f"{prefix}.embed_tokens",
         )
         self.start_layer, self.end_layer, self.layers = make_layers(
             config.num_hidden_layers,

@@ -27,7 +27,8 @@ class StartChecks(VerifyAndUpdateConfig):  # type: ignore[misc]
                 "speculative decoding: the convolution's state cannot take rejected tokens back: leave "
                 "--speculative-config out"
             )
-        from .geometry import rank_layers
+        from ascend_m1.pages import rank_layers
+
         from .platform import head_dims
 
         rank_layers(

@@ -45,7 +45,9 @@ def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tens
     if is_pp_missing_parameter(target, model):
         return None
     if target not in parameters:
-        raise CheckpointError(f"tensor {name} has no place in this model: use the config.json and weights of one checkpoint")
+        raise CheckpointError(
+            f"tensor {name} has no place in this model: use the config.json and weights of one checkpoint"
+        )
     parameter = parameters[target]
     if target.endswith(".conv.taps"):
         load_taps(model.get_submodule(target.removesuffix(".taps")), parameter, tensor, shard or 0)

@@ -113,9 +113,9 @@ def test_longest_is_the_last_that_fits() -> None:
     assert longest(config, make_plan(config, 1, 1, torch.bfloat16), 2**30) == 0
 
 
-def test_table_says_what_is_only_a_plan(cli: Cli, checkpoint: Path) -> None:
+def test_table_says_what_needs_vllm(cli: Cli, checkpoint: Path) -> None:
     ran = cli("plan", "--devices", 4, "--memory", 16)
-    assert "A plan only" in ran.out
+    assert "Several devices: with vLLM" in ran.out
     assert "fits into 16 GiB" in ran.out
     assert cli("plan", "--model", checkpoint).out.startswith(f"{checkpoint}: ")
     assert "does not fit into 1 GiB" in cli("plan", "--memory", 1).out

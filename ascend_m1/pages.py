@@ -4,6 +4,7 @@ vLLM keeps all layers' blocks in one pool, and vllm-ascend gives all layers one 
 waste, if a token's K row is equally wide in every layer. A layer with a wider row is split into parts of fewer
 key/value heads, each an attention of its own over its own pages; a narrower head is padded with zeros, which changes no
 score. Published 14B on one rank: global layers have rows of 2 x 256, window layers 8 x 128, so two parts of 4 x 128.
+The convolution's state, the raw k and v of one token, takes a page of its own in every layer.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ascend_m1.configuration_baichuan_m1 import LayerSpec
-from ascend_m1.errors import ConfigError
+from .configuration_baichuan_m1 import LayerSpec
+from .errors import ConfigError
+
+BLOCK = 128  # tokens in a page
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,25 @@ def rank_layers(specs: Sequence[LayerSpec], ranks: int, head_dims: Sequence[int]
     if not rows:
         raise ConfigError(f"head_dim: no common page size with head_dims {list(head_dims or [])}: not supported here")
     chosen = {
-        row: {spec: next(layer for layer in layers if layer.row == row) for spec, layers in options.items()} for row in rows
+        row: {spec: next(layer for layer in layers if layer.row == row) for spec, layers in options.items()}
+        for row in rows
     }
     best = min(chosen.values(), key=lambda layers: sum(_cost(layers[spec]) for spec in specs))
     return [best[spec] for spec in specs]
+
+
+def page_bytes(layers: Sequence[RankLayer], itemsize: int) -> int:
+    """K and V of ``BLOCK`` tokens in one part of a layer."""
+    return 2 * BLOCK * layers[0].row * itemsize
+
+
+def page_count(layers: Sequence[RankLayer], length: int) -> int:
+    """Pages of a sequence of ``length`` tokens that is being decoded; while its prompt is read there are a few more."""
+    count = 0
+    for layer in layers:
+        first = 0 if layer.window is None else max(0, length - layer.window)  # the oldest token that is still seen
+        count += layer.parts * ((length - 1) // BLOCK - first // BLOCK + 1) + 1  # and the state's
+    return count
 
 
 def _cost(layer: RankLayer) -> float:
@@ -72,8 +90,8 @@ def _options(spec: LayerSpec, ranks: int, head_dims: Sequence[int] | None) -> li
     replicas = max(1, ranks // spec.kv_heads)
     if spec.heads % ranks or (spec.kv_heads % ranks and ranks % spec.kv_heads):
         raise ConfigError(
-            f"tensor parallel size {ranks}: {spec.heads} query and {spec.kv_heads} key/value heads cannot be shared out: "
-            "give a size that divides the first, and divides or is a multiple of the second"
+            f"tensor parallel size {ranks}: {spec.heads} query and {spec.kv_heads} key/value heads cannot be shared "
+            "out: give a size that divides the first, and divides or is a multiple of the second"
         )
     heads, kv_heads = spec.heads // ranks, max(1, spec.kv_heads // ranks)
     dims = [dim for dim in _dims(spec.head_dim, head_dims) if dim >= spec.head_dim]
