@@ -1,6 +1,6 @@
 """Operators of the ATB library (``torch.ops.atb``, called by vllm-ascend): the schema and the names are torch_npu's.
 
-Those below compute what *ascendtb* documents (Ascend Transformer Boost, API reference); all others fail with their name.
+Those below compute what *ascendtb* documents (Ascend Transformer Boost, API reference); all others fail by name.
 """
 
 from __future__ import annotations

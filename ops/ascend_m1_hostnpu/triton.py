@@ -52,7 +52,7 @@ def _prepare(interpreter: ModuleType) -> None:
     _round_bfloat16(interpreter)
 
 
-def _round_bfloat16(interpreter: ModuleType) -> None:
+def _round_bfloat16(interpreter: Any) -> None:
     """float32 to bfloat16 to nearest even, as hardware rounds; the interpreter cuts off."""
     plain, tl = interpreter._convert_float, interpreter.tl
     nearest = (None, interpreter._ir.ROUNDING_MODE.RTNE)

@@ -28,8 +28,10 @@ def install() -> None:
         after_import("triton.language", _name_additions)
 
 
-def _add_driver(module: ModuleType) -> None:
-    class Driver(module.DriverBase):  # type: ignore[misc]
+def _add_driver(module: Any) -> None:
+    base: Any = module.DriverBase
+
+    class Driver(base):
         utils = SimpleNamespace(get_device_properties=_properties)
 
         @classmethod
