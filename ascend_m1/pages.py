@@ -9,13 +9,15 @@ The convolution's state, the raw k and v of one token, takes a page of its own i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .configuration_baichuan_m1 import LayerSpec
 from .errors import ConfigError
 
 BLOCK = 128  # tokens in a page
+# Sizes of a head that attention takes where query heads share key/value heads (True) and where they do not; None: any.
+HeadDims = Callable[[bool], Sequence[int] | None]
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,17 @@ class RankLayer:
         return self.kv_heads // self.parts * self.padded_dim
 
 
-def rank_layers(specs: Sequence[LayerSpec], ranks: int, head_dims: Sequence[int] | None = None) -> list[RankLayer]:
+def any_head_dim(grouped: bool) -> None:
+    """Of an attention that is not choosy."""
+
+
+def rank_layers(specs: Sequence[LayerSpec], ranks: int, head_dims: HeadDims = any_head_dim) -> list[RankLayer]:
     """Every layer on one of ``ranks`` tensor-parallel ranks, with equal rows.
 
     Args:
         specs: the layers.
         ranks: tensor parallel size.
-        head_dims: those that attention takes; None: any.
+        head_dims: those that attention takes.
 
     Raises:
         ConfigError: heads cannot be shared out, or no padded head_dim is taken.
@@ -57,7 +63,10 @@ def rank_layers(specs: Sequence[LayerSpec], ranks: int, head_dims: Sequence[int]
     options = {spec: _options(spec, ranks, head_dims) for spec in set(specs)}
     rows = set.intersection(*({layer.row for layer in layers} for layers in options.values()))
     if not rows:
-        raise ConfigError(f"head_dim: no common page size with head_dims {list(head_dims or [])}: not supported here")
+        raise ConfigError(
+            f"head_dim {', '.join(map(str, sorted({spec.head_dim for spec in specs})))}: no padding to sizes that "
+            "attention takes here gives all layers pages of one size"
+        )
     chosen = {
         row: {spec: next(layer for layer in layers if layer.row == row) for spec, layers in options.items()}
         for row in rows
@@ -85,7 +94,7 @@ def _cost(layer: RankLayer) -> float:
     return layer.parts * layer.row + layer.parts / 1024
 
 
-def _options(spec: LayerSpec, ranks: int, head_dims: Sequence[int] | None) -> list[RankLayer]:
+def _options(spec: LayerSpec, ranks: int, head_dims: HeadDims) -> list[RankLayer]:
     """All ways to lay out a layer, the narrowest first."""
     replicas = max(1, ranks // spec.kv_heads)
     if spec.heads % ranks or (spec.kv_heads % ranks and ranks % spec.kv_heads):
@@ -94,15 +103,13 @@ def _options(spec: LayerSpec, ranks: int, head_dims: Sequence[int] | None) -> li
             "out: give a size that divides the first, and divides or is a multiple of the second"
         )
     heads, kv_heads = spec.heads // ranks, max(1, spec.kv_heads // ranks)
-    dims = [dim for dim in _dims(spec.head_dim, head_dims) if dim >= spec.head_dim]
+    taken = head_dims(heads > kv_heads)
+    dims = [spec.head_dim << shift for shift in range(6)] if taken is None else sorted(taken)
     layers = [
         RankLayer(heads, kv_heads, replicas, spec.head_dim, dim, parts, spec.window)
         for parts in range(1, kv_heads + 1)
         if kv_heads % parts == 0
         for dim in dims
+        if dim >= spec.head_dim
     ]
     return sorted(layers, key=_cost)
-
-
-def _dims(head_dim: int, head_dims: Sequence[int] | None) -> Sequence[int]:
-    return [head_dim << shift for shift in range(6)] if head_dims is None else sorted(head_dims)

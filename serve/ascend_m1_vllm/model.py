@@ -84,7 +84,7 @@ class BaichuanM1Model(nn.Module):
         super().__init__()
         config: BaichuanM1Config = vllm_config.model_config.hf_config
         self.specs = config.layer_specs
-        layers = rank_layers(self.specs, get_tensor_model_parallel_world_size(), head_dims())
+        layers = rank_layers(self.specs, get_tensor_model_parallel_world_size(), head_dims)
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size,
             config.hidden_size,
@@ -183,7 +183,7 @@ class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Su
     @classmethod
     def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, ...], ...]:
         ranks = vllm_config.parallel_config.tensor_parallel_size
-        layers = rank_layers(vllm_config.model_config.hf_config.layer_specs, ranks, head_dims())
+        layers = rank_layers(vllm_config.model_config.hf_config.layer_specs, ranks, head_dims)
         return (state_shape(layers[0].row),)
 
     @classmethod

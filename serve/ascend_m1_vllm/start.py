@@ -34,7 +34,7 @@ class StartChecks(VerifyAndUpdateConfig):  # type: ignore[misc]
         rank_layers(
             vllm_config.model_config.hf_config.layer_specs,
             vllm_config.parallel_config.tensor_parallel_size,
-            head_dims(),
+            head_dims,
         )
         if vllm_config.load_config.load_format in _CHECKED_FORMATS and vllm_config.model_config.quantization is None:
             from ascend_m1 import BaichuanM1ForCausalLM
