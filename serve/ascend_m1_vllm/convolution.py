@@ -20,6 +20,8 @@ from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from ascend_m1.pages import BLOCK, RankLayer
 from ascend_m1_ops import short_conv, short_conv_step
 
+from .metadata import StateBackend
+
 
 def state_shape(row: int) -> tuple[int, ...]:
     """As large as the K page of one block, the same in every layer; the raw k and v are its first elements.
@@ -68,7 +70,7 @@ class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
 
     def _decode(self, kv: Tensor, out: Tensor, state: Tensor, metadata: Any) -> None:
         rows = metadata.state_indices_tensor_d.flatten()[: kv.shape[0]]
-        first = metadata.seq_lens[: kv.shape[0]] == 1  # vLLM 0.23 counts prompts of one token among the decodes
+        first = metadata.seq_lens[: kv.shape[0]] == 1  # of a prompt of one token, see metadata.py
         before = state.index_select(0, rows).masked_fill(first.view(-1, 1, 1, 1), 0)
         convolved, after = short_conv_step(kv, self.taps, before)
         out.copy_(convolved)
@@ -87,6 +89,9 @@ class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
 
     def get_state_dtype(self) -> tuple[torch.dtype, ...]:
         return (self.dtype,)
+
+    def get_attn_backend(self) -> type[StateBackend]:
+        return StateBackend
 
     @property
     def mamba_type(self) -> MambaAttentionBackendEnum:
