@@ -52,13 +52,31 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def workers(engine: dict[str, Any]) -> int:
+    """Processes that compute."""
+    tensor: int = engine.get("tensor_parallel_size", 1)
+    pipeline: int = engine.get("pipeline_parallel_size", 1)
+    return tensor * pipeline
+
+
+def environment(workers: int) -> dict[str, str]:
+    """Variables of an engine's process."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(workers > 1)),
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 def run(job: Job, folder: Path, *command: str, timeout: int = 300) -> dict[str, Any]:
     """What the engine answers; ``command``: what comes after ``python``, unless it is this file.
 
     Raises:
         AssertionError: the process failed; with the end of its output.
     """
-    question, answer = folder / "job.json", folder / "answer.json"
+    question, written = folder / "job.json", folder / "answer.json"
     question.write_text(json.dumps(asdict(job)))
     devices = job.engine.get("tensor_parallel_size", 1) * job.engine.get("pipeline_parallel_size", 1)
     environment = {
@@ -71,7 +89,7 @@ def run(job: Job, folder: Path, *command: str, timeout: int = 300) -> dict[str, 
         **job.environment,
     }
     done = subprocess.run(
-        [sys.executable, *(command or [__file__]), str(question), str(answer)],
+        [sys.executable, *(command or [__file__]), str(question), str(written)],
         env=environment,
         capture_output=True,
         text=True,
@@ -80,7 +98,7 @@ def run(job: Job, folder: Path, *command: str, timeout: int = 300) -> dict[str, 
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, f"exit status {done.returncode}:\n{output[-6000:]}"
-    answered: dict[str, Any] = json.loads(answer.read_text())
+    answered: dict[str, Any] = json.loads(written.read_text())
     return answered
 
 
@@ -126,16 +144,14 @@ def _pages(llm: Any, job: dict[str, Any], sampling: Any) -> dict[str, Any]:
     return {"pages": seen, "page_bytes": groups[0].kv_cache_spec.page_size_bytes, "tokens": tokens}
 
 
-def main() -> None:
-    """Answer the job in argv[1] into argv[2]."""
+def answer(job: dict[str, Any], path: Path) -> None:
+    """Start the engine that the job asks for and write what it answers."""
     from vllm import LLM, SamplingParams
 
-    job = json.loads(Path(sys.argv[1]).read_text())
     llm = LLM(model=job["model"], **{**ENGINE, **job["engine"]})
     sampling = SamplingParams(**{**GREEDY, **job["sampling"]})
-    answer = (_pages if job["follow_pages"] else _rounds)(llm, job, sampling)
-    Path(sys.argv[2]).write_text(json.dumps(answer))
+    path.write_text(json.dumps((_pages if job["follow_pages"] else _rounds)(llm, job, sampling)))
 
 
 if __name__ == "__main__":  # worker processes import this file again
-    main()
+    answer(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..model.golden import CASES, ROOT, load_prompts
-from .engine import Job, run
+from .engine import Job, workers
+from .engine import run as run_alone
+from .forks import run as run_forked
 
-__all__ = ["CASES", "SHARED", "ask", "continuations", "golden_job"]
+__all__ = ["CASES", "SHARED", "ask", "continuations", "golden_job", "run"]
 
 SHARED = ["page-equal", "page-ratio"]  # their prompts share 150 tokens
 # The two cores of a small machine, one for each worker; vLLM wants to be told.
@@ -17,8 +19,7 @@ TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 
 def golden_job(case: str, rounds: tuple[str, ...] = ("together",), **engine: Any) -> Job:
     """All prompts of a case."""
-    devices = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **(TWO_WORKERS if devices > 1 else {})}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **(TWO_WORKERS if workers(engine) > 1 else {})}
     prompts = [ids.tolist() for ids, _, _ in load_prompts(case)]
     return Job(str(ROOT / case), prompts, rounds, engine, environment=environment)
 
@@ -26,6 +27,11 @@ def golden_job(case: str, rounds: tuple[str, ...] = ("together",), **engine: Any
 def continuations(case: str) -> list[list[int]]:
     """The expected greedy tokens of each prompt."""
     return [greedy.tolist() for _, _, greedy in load_prompts(case)]
+
+
+def run(job: Job, folder: Path) -> dict[str, Any]:
+    """The engine's answer."""
+    return (run_forked if workers(job.engine) == 1 else run_alone)(job, folder)
 
 
 def ask(job: Job, case: str, folder: Path) -> dict[str, Any]:

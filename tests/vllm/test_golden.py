@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .engine import run
-from .golden import CASES, SHARED, ask, continuations, golden_job
+from .golden import CASES, SHARED, ask, continuations, golden_job, run
 
 CHUNKS = {"max_num_batched_tokens": 8}
 

@@ -1,0 +1,108 @@
+"""The same as ``engine.run`` without ten seconds of imports for each engine.
+
+One process imports vLLM and then forks: each job has a process of its own, in which no other engine ever was. It must
+not start threads before it forks, so vLLM's workers, which are processes that import everything anew, are no job for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import traceback
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .engine import Job, answer, environment, workers
+
+
+@lru_cache(maxsize=1)
+def _parent() -> subprocess.Popen[str]:
+    """The process that forks, as long as this one lives."""
+    started = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **environment(1)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    atexit.register(_stop, started)
+    return started
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run(job: Job, folder: Path, timeout: int = 300) -> dict[str, Any]:
+    """What the engine answers.
+
+    Raises:
+        AssertionError: the process failed, with the end of its output; or it took too long.
+    """
+    assert workers(job.engine) == 1
+    (folder / "job.json").write_text(json.dumps(asdict(job)))
+    parent = _parent()
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    parent.stdin.write(f"{folder}\n")
+    parent.stdin.flush()
+    if not select.select([parent.stdout], [], [], timeout)[0]:
+        _stop(parent)
+        _parent.cache_clear()
+        raise AssertionError(f"no answer in {timeout} s:\n{(folder / 'output').read_text()[-6000:]}")
+    status = parent.stdout.readline().strip()
+    assert status == "0", f"exit status {status}:\n{(folder / 'output').read_text()[-6000:]}"
+    answered: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    return answered
+
+
+def _child(folder: Path) -> None:
+    """Answer the folder's job; never returns."""
+    status = 1
+    try:
+        output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        job = json.loads((folder / "job.json").read_text())
+        os.environ.update(job["environment"])
+        answer(job, folder / "answer.json")
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    """Fork for each folder whose name comes in; answer with exit statuses."""
+    replies = os.dup(1)
+    os.dup2(2, 1)
+    import vllm
+    import vllm.v1.engine.llm_engine
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+    import ascend_m1_vllm.model  # noqa: F401
+
+    for line in sys.stdin:
+        process = os.fork()
+        if process == 0:
+            _child(Path(line.strip()))
+        _, status = os.waitpid(process, 0)
+        os.write(replies, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+if __name__ == "__main__":
+    main()
