@@ -7,9 +7,11 @@ plain torch operators.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType, MethodType
@@ -62,7 +64,7 @@ def npugraph(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:
     decoder.forward(lengths, rings)  # what is made on first use (workspaces, kernels) is made before the capture
     fused = [spec for spec in decoder.model.config.layer_specs if decoder.lengths_on_host(spec)]
     graph = device.NPUGraph()
-    with device.graph(graph, auto_dispatch_capture=True):
+    with _garbage_stays(), device.graph(graph, auto_dispatch_capture=True):
         out = decoder.forward(lengths, rings)
 
     def replay(lengths: list[int], rings: list[int]) -> Logits:
@@ -90,8 +92,22 @@ def npugraph_ex(decoder: Decoder, lengths: list[int], rings: list[int]) -> Repla
         with numbers:
             return Logits(*compiled(lengths, rings))
 
-    replay(lengths, rings)
+    with _garbage_stays():
+        replay(lengths, rings)
     return replay
+
+
+@contextmanager
+def _garbage_stays() -> Iterator[None]:
+    """Capture: if Python destroys an older graph meanwhile, torch_npu 2.13 loses the one in the making."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def cann(decoder: Decoder, lengths: list[int], rings: list[int]) -> Replay:

@@ -18,6 +18,7 @@ __all__ = [
     "TOLERANCE",
     "along_the_golden",
     "assert_as_near",
+    "assert_same_choices",
     "exact_logits",
     "load",
     "load_prompts",
@@ -49,6 +50,22 @@ def assert_as_near(device: Iterable[Tensor], cpu: Iterable[Tensor], exact: Itera
     rms, worst = (size(got - right) / size(peer - right) for size in (_rms, lambda off: off.abs().max().item()))
     assert rms <= RMS, f"{rms:.2f} times as far from float32 as the CPU"
     assert worst <= WORST, f"the worst logit is {worst:.2f} times as far from float32 as the CPU's"
+
+
+def assert_same_choices(got: list[int], expected: list[int], exact: Tensor, cpu: Tensor) -> None:
+    """Equal tokens; or at the first difference two choices that rounding can exchange.
+
+    Args:
+        got: the device's tokens. expected: the CPU's in the same 16-bit dtype.
+        exact, cpu: logits [steps, vocab] along ``expected`` in float32 and in that dtype. Each of the two choices may
+            be off by ``WORST`` times the CPU's farthest error.
+    """
+    for step, (a, b) in enumerate(zip(got, expected, strict=True)):
+        if a != b:
+            gap = (exact[step, b] - exact[step, a]).abs().item()
+            allowed = 2 * WORST * (cpu.float() - exact).abs().max().item()
+            assert gap <= allowed, f"step {step}: {a} instead of {b}, {gap:.4g} apart, {allowed:.4g} can be rounding"
+            return
 
 
 def _rms(off: Tensor) -> float:
