@@ -78,19 +78,9 @@ def run(job: Job, folder: Path, *command: str, timeout: int = 300) -> dict[str, 
     """
     question, written = folder / "job.json", folder / "answer.json"
     question.write_text(json.dumps(asdict(job)))
-    devices = job.engine.get("tensor_parallel_size", 1) * job.engine.get("pipeline_parallel_size", 1)
-    environment = {
-        **os.environ,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(devices > 1)),
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "OMP_NUM_THREADS": "1",
-        **job.environment,
-    }
     done = subprocess.run(
         [sys.executable, *(command or [__file__]), str(question), str(written)],
-        env=environment,
+        env={**os.environ, **environment(workers(job.engine)), **job.environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -102,15 +92,17 @@ def run(job: Job, folder: Path, *command: str, timeout: int = 300) -> dict[str, 
     return answered
 
 
-def _answer(output: Any) -> dict[str, Any]:
-    samples = output.outputs
-    logprobs = samples[0].logprobs
+def _sample(sample: Any) -> dict[str, Any]:
+    tokens, logprobs = list(sample.token_ids), sample.logprobs
     return {
-        "tokens": list(samples[0].token_ids),
-        "samples": [list(sample.token_ids) for sample in samples],
-        "cached": output.num_cached_tokens,
-        "logprobs": logprobs and [at[token].logprob for at, token in zip(logprobs, samples[0].token_ids, strict=True)],
+        "tokens": tokens,
+        "logprobs": logprobs and [at[id].logprob for at, id in zip(logprobs, tokens, strict=True)],
     }
+
+
+def _answer(output: Any) -> dict[str, Any]:
+    samples = [_sample(sample) for sample in output.outputs]
+    return {**samples[0], "samples": samples, "cached": output.num_cached_tokens}
 
 
 def _rounds(llm: Any, job: dict[str, Any], sampling: Any) -> dict[str, Any]:
@@ -122,7 +114,8 @@ def _rounds(llm: Any, job: dict[str, Any], sampling: Any) -> dict[str, Any]:
             [_answer(output) for batch in batches for output in llm.generate(batch, sampling, use_tqdm=False)]
         )
     counted = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
-    return {"rounds": answers, "preemptions": int(counted["vllm:num_preemptions"])}
+    scheduler = llm.llm_engine.vllm_config.scheduler_config.get_scheduler_cls().__name__
+    return {"rounds": answers, "preemptions": int(counted["vllm:num_preemptions"]), "scheduler": scheduler}
 
 
 def _pages(llm: Any, job: dict[str, Any], sampling: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The same as ``engine.run`` without ten seconds of imports for each engine.
 
-One process imports vLLM and then forks: each job has a process of its own, in which no other engine ever was. It must
-not start threads before it forks, so vLLM's workers, which are processes that import everything anew, are no job for it.
+One process imports vLLM and then forks: each job has a process of its own, in which no other engine ever was. The
+workers of a parallel engine are forks, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .engine import Job, answer, environment, workers
+from .engine import Job, answer, environment
+from .limits import fork_workers, schedule_asynchronously
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +51,6 @@ def run(job: Job, folder: Path, timeout: int = 300) -> dict[str, Any]:
     Raises:
         AssertionError: the process failed, with the end of its output; or it took too long.
     """
-    assert workers(job.engine) == 1
     (folder / "job.json").write_text(json.dumps(asdict(job)))
     parent = _parent()
     assert parent.stdin is not None
@@ -76,6 +76,9 @@ def _child(folder: Path) -> None:
         os.dup2(output, 2)
         job = json.loads((folder / "job.json").read_text())
         os.environ.update(job["environment"])
+        fork_workers()
+        if job["engine"].get("async_scheduling"):
+            schedule_asynchronously()
         answer(job, folder / "answer.json")
         status = 0
     except BaseException:

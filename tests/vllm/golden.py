@@ -7,10 +7,9 @@ from typing import Any
 
 from ..model.golden import CASES, ROOT, load_prompts
 from .engine import Job, workers
-from .engine import run as run_alone
-from .forks import run as run_forked
+from .forks import run
 
-__all__ = ["CASES", "SHARED", "ask", "continuations", "golden_job", "run"]
+__all__ = ["CASES", "SHARED", "ask", "continuations", "golden_job"]
 
 SHARED = ["page-equal", "page-ratio"]  # their prompts share 150 tokens
 # The two cores of a small machine, one for each worker; vLLM wants to be told.
@@ -27,11 +26,6 @@ def golden_job(case: str, rounds: tuple[str, ...] = ("together",), **engine: Any
 def continuations(case: str) -> list[list[int]]:
     """The expected greedy tokens of each prompt."""
     return [greedy.tolist() for _, _, greedy in load_prompts(case)]
-
-
-def run(job: Job, folder: Path) -> dict[str, Any]:
-    """The engine's answer."""
-    return (run_forked if workers(job.engine) == 1 else run_alone)(job, folder)
 
 
 def ask(job: Job, case: str, folder: Path) -> dict[str, Any]:
