@@ -45,9 +45,8 @@ def test_captured_graphs(case: str, tmp_path: Path) -> None:
 
 
 def test_preempted_requests_go_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    few = {"num_gpu_blocks_override": 24, "max_model_len": 352}
-    job = ascend_job("page-ratio", ("one by one", "together"), **few)
-    job.sampling["max_tokens"] = 100  # so that requests outgrow the room they were let in with
+    job = ascend_job("page-ratio", ("one by one", "together"), num_gpu_blocks_override=26, max_model_len=256)
+    job.prompts[:] = [prompt[:120] for prompt in job.prompts[-4:]]  # outgrow their first block of 128 tokens together
     answered = answer(job, tmp_path)
     alone, together = ([sample["tokens"] for sample in answers] for answers in answered["rounds"])
     assert answered["preemptions"] > 0
