@@ -55,7 +55,7 @@ def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tens
         parameter.weight_loader(parameter, tensor, shard)
     else:
         if name == "lm_head.weight":  # NormHead: logits are x · normalize(row), so the rows are normalised once, here
-            tensor = nn.functional.normalize(tensor.float(), dim=-1).to(tensor.dtype)
+            tensor = nn.functional.normalize(tensor.float(), dim=-1)  # rounded to the layer's dtype, not the file's
         getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
     return target
 
