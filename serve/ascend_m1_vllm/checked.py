@@ -13,6 +13,8 @@ from transformers import AutoConfig, PretrainedConfig
 from ascend_m1 import BaichuanM1Config
 from ascend_m1.errors import ConfigError
 
+from .refusal import refusing
+
 TESTED = ("0.23", "0.32")  # of vLLM, the oldest and the newest
 # In published and saved files, without a meaning for what is computed here.
 _IGNORED = {
@@ -28,14 +30,16 @@ _IGNORED |= {"z_loss_weight", "max_window_layers", "use_sliding_window", "model_
 
 
 class CheckedConfig(BaichuanM1Config):
-    """``BaichuanM1Config`` for vLLM, which takes quantised checkpoints too.
-
-    Raises:
-        ConfigError: the installed vLLM was never tried, or config.json has a wrong or unknown field.
-    """
+    """``BaichuanM1Config`` for vLLM, which takes quantised checkpoints too."""
 
     @classmethod
+    @refusing()
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Of a config.json's content.
+
+        Raises:
+            StartError: the installed vLLM was never tried, or the file has a wrong or unknown field.
+        """
         check_version()
         refuse_unknown(config_dict)
         return super().from_dict(config_dict, **kwargs)

@@ -7,6 +7,8 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from ascend_m1.errors import InputError
 
+from .refusal import refusing
+
 _CHECKED_FORMATS = ("auto", "hf", "safetensors")  # of loading; the others read other files, or none
 
 
@@ -14,13 +16,13 @@ class StartChecks(VerifyAndUpdateConfig):  # type: ignore[misc]
     """vLLM's hook for one architecture."""
 
     @staticmethod
+    @refusing()
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         """Options and weight files against the configuration.
 
         Raises:
-            InputError: speculative decoding was asked for.
-            ConfigError: the heads cannot be shared out among the tensor-parallel ranks.
-            CheckpointError: a local checkpoint lacks a tensor, or has one of another shape.
+            StartError: speculative decoding was asked for; the heads cannot be shared out among the tensor-parallel
+                ranks; a local checkpoint lacks a tensor, or has one of another shape.
         """
         if vllm_config.speculative_config is not None:
             raise InputError(

