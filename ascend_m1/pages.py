@@ -60,7 +60,7 @@ def rank_layers(specs: Sequence[LayerSpec], ranks: int, head_dims: HeadDims = an
     Raises:
         ConfigError: heads cannot be shared out, or no padded head_dim is taken.
     """
-    options = {spec: _options(spec, ranks, head_dims) for spec in set(specs)}
+    options = {spec: _options(spec, ranks, head_dims) for spec in dict.fromkeys(specs)}
     rows = set.intersection(*({layer.row for layer in layers} for layers in options.values()))
     if not rows:
         raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
@@ -52,7 +53,24 @@ def run(job: Job, folder: Path, timeout: int = 300) -> dict[str, Any]:
         AssertionError: the process failed, with the end of its output; or it took too long.
     """
     (folder / "job.json").write_text(json.dumps(asdict(job)))
-    parent = _parent()
+    status, output = _wait(folder, timeout)
+    assert status == 0, f"exit status {status}:\n{output[-6000:]}"
+    answered: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    return answered
+
+
+def run_module(name: str, arguments: list[str], folder: Path, timeout: int = 300) -> tuple[int, str]:
+    """``python -m name arguments``: exit status and output.
+
+    Raises:
+        AssertionError: it took too long.
+    """
+    (folder / "command.json").write_text(json.dumps([name, *arguments]))
+    return _wait(folder, timeout)
+
+
+def _wait(folder: Path, timeout: int) -> tuple[int, str]:
+    parent, output = _parent(), folder / "output"
     assert parent.stdin is not None
     assert parent.stdout is not None
     parent.stdin.write(f"{folder}\n")
@@ -60,26 +78,22 @@ def run(job: Job, folder: Path, timeout: int = 300) -> dict[str, Any]:
     if not select.select([parent.stdout], [], [], timeout)[0]:
         _stop(parent)
         _parent.cache_clear()
-        raise AssertionError(f"no answer in {timeout} s:\n{(folder / 'output').read_text()[-6000:]}")
-    status = parent.stdout.readline().strip()
-    assert status == "0", f"exit status {status}:\n{(folder / 'output').read_text()[-6000:]}"
-    answered: dict[str, Any] = json.loads((folder / "answer.json").read_text())
-    return answered
+        raise AssertionError(f"no end in {timeout} s:\n{output.read_text()[-6000:]}")
+    return int(parent.stdout.readline()), output.read_text()
 
 
 def _child(folder: Path) -> None:
-    """Answer the folder's job; never returns."""
+    """Do what the folder's files say; never returns."""
     status = 1
     try:
-        output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT, 0o600)
+        output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        job = json.loads((folder / "job.json").read_text())
-        os.environ.update(job["environment"])
         fork_workers()
-        if job["engine"].get("async_scheduling"):
-            schedule_asynchronously()
-        answer(job, folder / "answer.json")
+        if (folder / "command.json").exists():
+            _command(folder)
+        else:
+            _job(folder)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -89,11 +103,25 @@ def _child(folder: Path) -> None:
         os._exit(status)
 
 
+def _job(folder: Path) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    os.environ.update(job["environment"])
+    if job["engine"].get("async_scheduling"):
+        schedule_asynchronously()
+    answer(job, folder / "answer.json")
+
+
+def _command(folder: Path) -> None:
+    sys.argv = json.loads((folder / "command.json").read_text())
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
 def main() -> None:
     """Fork for each folder whose name comes in; answer with exit statuses."""
     replies = os.dup(1)
     os.dup2(2, 1)
     import vllm
+    import vllm.entrypoints.launchers.api_server.entry
     import vllm.v1.engine.llm_engine
     import vllm.v1.worker.cpu_worker  # noqa: F401
 

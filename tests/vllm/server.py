@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # The command ``vllm`` of this build for CPUs does not start (it looks for the version of a package "vllm").
-SERVER = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def environment() -> dict[str, str]:
@@ -39,7 +39,18 @@ def serving(model: Path, log: Path, *options: str, timeout: int = 240) -> Iterat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [*SERVER, "--model", str(model), "--host", "127.0.0.1", "--port", str(port), *options]
+    command = [
+        sys.executable,
+        "-m",
+        SERVER,
+        "--model",
+        str(model),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *options,
+    ]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True)
     try:
@@ -64,22 +75,3 @@ def _answers(address: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def refused(model: Path, *options: str, timeout: int = 120) -> list[str]:
-    """The lines that a server leaves which must not start.
-
-    Raises:
-        AssertionError: it succeeded.
-    """
-    done = subprocess.run(
-        [*SERVER, "--model", str(model), "--port", "0", *options],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode not in (0, None), done.stdout[-6000:]
-    return done.stdout.strip().splitlines()
