@@ -55,17 +55,20 @@ class BaichuanM1Attention(nn.Module):
             prefix=prefix,
         )
         if layer.window is not None and current_platform.device_type == "npu":
-            # vllm-ascend hands it to the operator as pre_tokens, keys before the query's own: see docs/vllm.md
+            # vllm-ascend hands it to the operator as keys before the query's own: docs/vllm-ascend-window.md
             part.impl.sliding_window = layer.window - 1
         return part
 
-    def forward(self, x: Tensor, rope: Table) -> Tensor:
-        """x [tokens, hidden] -> [tokens, hidden]."""
+    def forward(self, x: Tensor, rope: Table | None) -> Tensor:
+        """x [tokens, hidden] -> [tokens, hidden]; rope: rows of the tables for them, None if ``conv`` rotates."""
         layer = self.layer
         packed, _ = self.W_pack(x)
-        kv = self.conv(packed)
-        q = packed[:, : layer.heads * layer.head_dim].unflatten(1, (layer.heads, layer.head_dim))
-        q, k, v = apply_rope(q, *rope), apply_rope(kv[:, 0], *rope), kv[:, 1]
+        if rope is None:
+            q, k, v = self.conv.rotated(packed)
+        else:
+            kv = self.conv(packed)
+            q = packed[:, : layer.heads * layer.head_dim].unflatten(1, (layer.heads, layer.head_dim))
+            q, k, v = apply_rope(q, *rope), apply_rope(kv[:, 0], *rope), kv[:, 1]
         out = self._attend(q, k, v)
         return self.o_proj(out.flatten(1))[0]
 

@@ -1,4 +1,4 @@
-"""The convolution of K and V, its last raw token kept in vLLM's own state cache.
+"""The convolution of K and V, its last raw token kept in vLLM's own state cache; on an NPU with RoPE in one launch.
 
 For vLLM this is one of its state ("Mamba") layers, of the kind SHORT_CONV: blocks, preemption, prefix caching and
 chunked prefill are vLLM's business. It is called through vLLM's operator ``vllm::short_conv``, at which vLLM already
@@ -15,10 +15,12 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.mamba import short_conv as _defines_the_operator  # noqa: F401
 from vllm.model_executor.layers.mamba.abstract import MambaBase
+from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from ascend_m1.pages import BLOCK, RankLayer
-from ascend_m1_ops import short_conv, short_conv_step
+from ascend_m1_ops import conv_rope_cache, short_conv, short_conv_step
+from ascend_m1_ops.conv_rope_cache.npu import why_composed
 
 from .metadata import StateBackend
 
@@ -32,13 +34,23 @@ def state_shape(row: int) -> tuple[int, ...]:
 
 
 class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
-    """y_t = w[0] u_{t-1} + w[1] u_t over the raw k and v of each sequence; u_{-1} comes from the state cache."""
+    """y_t = w[0] u_{t-1} + w[1] u_t over the raw k and v of each sequence; u_{-1} comes from the state cache.
+
+    Attributes:
+        fused: on an NPU with triton-ascend one launch makes all of attention's inputs, see ``rotated``.
+        rope: cos and sin, float32 [positions, head_dim / 2]; set by the model.
+    """
+
+    rope: tuple[Tensor, Tensor]
 
     def __init__(self, layer: RankLayer, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         self.layer, self.prefix, self.dtype = layer, prefix, vllm_config.model_config.dtype
         self.taps = nn.Parameter(torch.empty(2, layer.kv_heads, 2), requires_grad=False)
         self.kv_cache: tuple[Tensor, ...] = (torch.tensor([]),)
+        self.sizes = [heads * layer.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
+        row = torch.empty(0, layer.head_dim, dtype=self.dtype)
+        self.fused = current_platform.device_type == "npu" and why_composed(row, row.float(), row) is None
         known = vllm_config.compilation_config.static_forward_context
         if prefix in known:
             raise ValueError(f"layer name {prefix} is taken")
@@ -50,8 +62,40 @@ class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
         torch.ops.vllm.short_conv(packed, out, self.prefix)
         return out.unflatten(1, (2, self.layer.kv_heads, self.layer.head_dim))
 
+    def rotated(self, packed: Tensor) -> list[Tensor]:
+        """Packed projection -> rotated q [tokens, heads, head_dim], convolved and rotated k, convolved v."""
+        out = packed.new_empty(packed.shape[0] * sum(self.sizes))
+        torch.ops.vllm.short_conv(packed, out, self.prefix)
+        return self._parts(out, packed.shape[0])
+
+    def _parts(self, out: Tensor, tokens: int) -> list[Tensor]:
+        parts = out.split([tokens * size for size in self.sizes])
+        return [part.view(tokens, -1, self.layer.head_dim) for part in parts]
+
     def forward_cuda(self, hidden_states: Tensor, output: Tensor) -> None:
-        """What ``vllm::short_conv`` calls: fills ``output`` [tokens, 2 · kv_size]."""
+        """What ``vllm::short_conv`` calls: fills ``output``, [tokens, 2 · kv_size], or as ``rotated`` wants it."""
+        if self.fused:
+            self._fill(hidden_states, output)
+        else:
+            self._convolve(hidden_states, output)
+
+    def _fill(self, packed: Tensor, out: Tensor) -> None:
+        metadata = get_forward_context().attn_metadata
+        if metadata is None:  # a run that measures memory
+            out.zero_()
+            return
+        table = metadata[self.prefix].table
+        count = table.positions.shape[0]  # the rest is padding
+        q, k, v = (part[:count] for part in self._parts(out, packed.shape[0]))
+        caches = (k[:, None], v[:, None], self._state())  # blocks of one token
+        q.copy_(conv_rope_cache(packed[:count], self.taps, *self.rope, table, *caches))
+
+    def _state(self) -> Tensor:
+        """Raw k and v of every state [rows, 2, kv_heads, head_dim], a view of vLLM's cache."""
+        shape = (2, self.layer.kv_heads, self.layer.head_dim)
+        return self.kv_cache[0].flatten(1)[:, : 2 * self.sizes[1]].unflatten(1, shape)
+
+    def _convolve(self, hidden_states: Tensor, output: Tensor) -> None:
         kv = hidden_states[:, -output.shape[1] :].unflatten(1, (2, self.layer.kv_heads, self.layer.head_dim))
         out = output.view(kv.shape)
         metadata = get_forward_context().attn_metadata
@@ -59,7 +103,7 @@ class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
             out.copy_(kv)
             return
         found = metadata[self.prefix]
-        state = self.kv_cache[0].flatten(1)[:, : out[0].numel()].unflatten(1, out.shape[1:])
+        state = self._state()
         decodes, tokens = found.num_decode_tokens, found.num_decode_tokens + found.num_prefill_tokens
         if found.num_decodes:
             self._decode(kv[:decodes], out[:decodes], state, found)

@@ -67,7 +67,7 @@ class BaichuanM1DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = BaichuanM1MLP(config, vllm_config, f"{prefix}.mlp")
 
-    def forward(self, x: Tensor, residual: Tensor | None, rope: Table) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, residual: Tensor | None, rope: Table | None) -> tuple[Tensor, Tensor]:
         if residual is None:
             x, residual = self.input_layernorm(x), x
         else:
@@ -102,6 +102,12 @@ class BaichuanM1Model(nn.Module):
         for dim in {spec.head_dim for spec in self.specs}:  # float32: 16-bit tables cost accuracy, see docs/npu.md
             for name, table in zip(("cos", "sin"), rope_tables(positions, dim, config.rope_theta), strict=True):
                 self.register_buffer(f"{name}_{dim}", table, persistent=False)
+        own = range(self.start_layer, self.end_layer)
+        convolutions = {index: self.layers[index].self_attn.conv for index in own}
+        for index, convolution in convolutions.items():
+            convolution.rope = self._tables(self.specs[index].head_dim)
+        # Layers that look up their own rows of the tables need none made for them.
+        self.rope_dims = {self.specs[i].head_dim for i, convolution in convolutions.items() if not convolution.fused}
         self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(
             ["hidden_states", "residual"], config.hidden_size
         )
@@ -121,16 +127,16 @@ class BaichuanM1Model(nn.Module):
         else:
             assert intermediate_tensors is not None
             x, residual = intermediate_tensors["hidden_states"], intermediate_tensors["residual"]
-        ropes = {dim: self._rope(dim, positions) for dim in {spec.head_dim for spec in self.specs}}
+        ropes = {dim: tuple(table[positions] for table in self._tables(dim)) for dim in self.rope_dims}
         own = range(self.start_layer, self.end_layer)
         for index, layer in zip(own, islice(self.layers, self.start_layer, self.end_layer), strict=True):
-            x, residual = layer(x, residual, ropes[self.specs[index].head_dim])
+            x, residual = layer(x, residual, ropes.get(self.specs[index].head_dim))
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": x, "residual": residual})
         return self.norm(x, residual)[0]
 
-    def _rope(self, dim: int, positions: Tensor) -> Table:
-        return getattr(self, f"cos_{dim}")[positions], getattr(self, f"sin_{dim}")[positions]
+    def _tables(self, dim: int) -> Table:
+        return getattr(self, f"cos_{dim}"), getattr(self, f"sin_{dim}")
 
 
 class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsPP, SupportsQuant):
@@ -145,12 +151,8 @@ class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Su
         self.config = config
         self.model = BaichuanM1Model(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = (
-            ParallelLMHead(
-                config.vocab_size,
-                config.hidden_size,
-                quant_config=vllm_config.quant_config,
-                prefix=maybe_prefix(prefix, "lm_head"),
-            )
+            # Never quantised: its rows are normalised when they are loaded.
+            ParallelLMHead(config.vocab_size, config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
             if get_pp_group().is_last_rank
             else PPMissingLayer()
         )
