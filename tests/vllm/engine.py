@@ -25,6 +25,7 @@ ENGINE = {
     "num_gpu_blocks_override": 64,
     "enforce_eager": True,
     "enable_prefix_caching": False,
+    "gpu_memory_utilization": 0.3,
     "disable_log_stats": False,
 }
 
@@ -64,6 +65,7 @@ def environment(workers: int) -> dict[str, str]:
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(workers > 1)),
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "OMP_NUM_THREADS": "1",
@@ -94,10 +96,8 @@ def run(job: Job, folder: Path, *command: str, timeout: int = 300) -> dict[str, 
 
 def _sample(sample: Any) -> dict[str, Any]:
     tokens, logprobs = list(sample.token_ids), sample.logprobs
-    return {
-        "tokens": tokens,
-        "logprobs": logprobs and [at[id].logprob for at, id in zip(logprobs, tokens, strict=True)],
-    }
+    chosen = logprobs and [at[token].logprob for at, token in zip(logprobs, tokens, strict=True)]
+    return {"tokens": tokens, "logprobs": chosen, "text": sample.text}
 
 
 def _answer(output: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 
 def golden_job(case: str, rounds: tuple[str, ...] = ("together",), **engine: Any) -> Job:
     """All prompts of a case."""
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **(TWO_WORKERS if workers(engine) > 1 else {})}
+    environment = dict(TWO_WORKERS if workers(engine) > 1 else {})
     prompts = [ids.tolist() for ids, _, _ in load_prompts(case)]
     return Job(str(ROOT / case), prompts, rounds, engine, environment=environment)
 

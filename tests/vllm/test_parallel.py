@@ -43,7 +43,7 @@ def test_eager_stages_fail_in_vllm_for_any_model(ours: bool, tmp_path: Path) -> 
     job = golden_job("hybrid", pipeline_parallel_size=2)
     if not ours:
         job = Job(str(make_llama(tmp_path / "llama")), [[1, 2, 3]], engine={"pipeline_parallel_size": 2})
-        job.environment.update(TWO_WORKERS, VLLM_CPU_KVCACHE_SPACE="1")
+        job.environment.update(TWO_WORKERS)
     with pytest.raises(AssertionError, match=r"assert self\.intermediate_tensors is not None"):
         run(job, tmp_path)
 

@@ -1,0 +1,61 @@
+"""Quantised checkpoints, by vLLM's own kernels for CPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from ascend_m1 import BaichuanM1ForCausalLM
+
+from ..model.golden import ROOT
+from .engine import Job
+from .forks import run, run_module
+from .quantised import write
+from .server import SERVER
+from .test_server import MODEL
+
+ANSWERS = {"J45": "Asthma", "E11": "Type 2 diabetes mellitus", "A00": "Cholera"}
+
+
+def questions() -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    chats = [[{"role": "user", "content": f"What does ICD-10-CM code {code} mean?"}] for code in ANSWERS]
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+
+
+# The kernel of int8 activations rounds each of them to a step of a 254th of its row's range, which moves these logprobs
+# by up to 0.12; whole numbers of 4 bits are exact here, and bfloat16 moves the logprobs by up to 0.03.
+@pytest.mark.parametrize(
+    ("bits", "activations", "dtype", "tolerance"), [(8, True, "float32", 0.25), (4, False, "bfloat16", 0.1)]
+)
+@torch.no_grad()
+def test_the_answers_are_those_of_the_weights_meant(
+    bits: int, activations: bool, dtype: str, tolerance: float, tmp_path: Path
+) -> None:
+    meant = BaichuanM1ForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    meant.load_state_dict(write(MODEL, tmp_path / "model", bits, activations))
+    job = Job(str(tmp_path / "model"), questions(), engine={"dtype": dtype, "skip_tokenizer_init": False})
+    job.sampling.update(logprobs=1, detokenize=True, ignore_eos=False)
+    for answer, prompt, sample in zip(ANSWERS.values(), job.prompts, run(job, tmp_path)["rounds"][0], strict=True):
+        tokens = torch.tensor(sample["tokens"])
+        logits = meant(torch.cat([torch.tensor(prompt), tokens])[None]).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == sample["tokens"]
+        expected = logits.log_softmax(-1).gather(1, tokens[:, None]).flatten()
+        assert sample["logprobs"] == pytest.approx(expected.tolist(), abs=tolerance)
+        assert sample["text"] == answer
+
+
+def test_eight_bits_beside_wide_activations_have_no_kernel_here(tmp_path: Path) -> None:
+    write(MODEL, tmp_path / "model", 8, activations=False)
+    with pytest.raises(AssertionError, match=r"Quant type \(uint8b128\) not supported by CPUWNA16"):
+        run(Job(str(tmp_path / "model"), [[1]], engine={"dtype": "bfloat16"}), tmp_path)
+
+
+def test_bitsandbytes_is_not_part_of_this_vllm(tmp_path: Path) -> None:
+    options = ["--model", str(ROOT / "hybrid"), "--skip-tokenizer-init", "--quantization", "bitsandbytes"]
+    status, output = run_module(SERVER, options, tmp_path)
+    assert status != 0
+    assert "Unknown quantization method: bitsandbytes" in output
