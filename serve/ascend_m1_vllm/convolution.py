@@ -1,13 +1,14 @@
 """The convolution of K and V, its last raw token kept in vLLM's own state cache; on an NPU with RoPE in one launch.
 
+Elsewhere only the state is exchanged here: every token is given the raw k and v of the one before it, and the filter is
+left to the compiler, which makes one loop of it and RoPE.
+
 For vLLM this is one of its state ("Mamba") layers, of the kind SHORT_CONV: blocks, preemption, prefix caching and
 chunked prefill are vLLM's business. It is called through vLLM's operator ``vllm::short_conv``, at which vLLM already
 splits its compiled graphs.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,10 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from ascend_m1.pages import BLOCK, RankLayer
-from ascend_m1_ops import conv_rope_cache, short_conv, short_conv_step
+from ascend_m1_ops import TokenTable, conv_rope_cache, short_conv_step
 from ascend_m1_ops.conv_rope_cache.npu import why_composed
 
-from .metadata import StateBackend
+from .metadata import StateBackend, StateMetadata, find_chunks
 
 
 def state_shape(row: int) -> tuple[int, ...]:
@@ -58,9 +59,11 @@ class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
 
     def forward(self, packed: Tensor) -> Tensor:
         """Packed projection [tokens, q + 2 · kv_size] -> convolved k and v [tokens, 2, kv_heads, head_dim]."""
-        out = packed.new_empty(packed.shape[0], 2 * self.layer.kv_heads * self.layer.head_dim)
-        torch.ops.vllm.short_conv(packed, out, self.prefix)
-        return out.unflatten(1, (2, self.layer.kv_heads, self.layer.head_dim))
+        before = packed.new_empty(packed.shape[0], 2 * self.sizes[1])
+        torch.ops.vllm.short_conv(packed, before, self.prefix)
+        shape = (2, self.layer.kv_heads, self.layer.head_dim)
+        kv = packed[:, self.sizes[0] :].unflatten(1, shape)
+        return short_conv_step(kv, self.taps, before.unflatten(1, shape))[0]
 
     def rotated(self, packed: Tensor) -> list[Tensor]:
         """Packed projection -> rotated q [tokens, heads, head_dim], convolved and rotated k, convolved v."""
@@ -73,60 +76,46 @@ class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
         return [part.view(tokens, -1, self.layer.head_dim) for part in parts]
 
     def forward_cuda(self, hidden_states: Tensor, output: Tensor) -> None:
-        """What ``vllm::short_conv`` calls: fills ``output``, [tokens, 2 · kv_size], or as ``rotated`` wants it."""
-        if self.fused:
-            self._fill(hidden_states, output)
-        else:
-            self._convolve(hidden_states, output)
-
-    def _fill(self, packed: Tensor, out: Tensor) -> None:
+        """What ``vllm::short_conv`` calls: fills ``output`` as ``rotated`` or ``forward`` wants it."""
         metadata = get_forward_context().attn_metadata
         if metadata is None:  # a run that measures memory
-            out.zero_()
-            return
-        table = metadata[self.prefix].table
+            output.zero_()
+        elif self.fused:
+            self._fill(hidden_states, output, metadata[self.prefix].table)
+        else:
+            self._exchange(hidden_states[:, self.sizes[0] :], output, metadata[self.prefix])
+
+    def _fill(self, packed: Tensor, out: Tensor, table: TokenTable) -> None:
         count = table.positions.shape[0]  # the rest is padding
         q, k, v = (part[:count] for part in self._parts(out, packed.shape[0]))
-        caches = (k[:, None], v[:, None], self._state())  # blocks of one token
+        state = self._state().unflatten(1, (2, self.layer.kv_heads, self.layer.head_dim))
+        caches = (k[:, None], v[:, None], state)  # blocks of one token
         q.copy_(conv_rope_cache(packed[:count], self.taps, *self.rope, table, *caches))
 
     def _state(self) -> Tensor:
-        """Raw k and v of every state [rows, 2, kv_heads, head_dim], a view of vLLM's cache."""
-        shape = (2, self.layer.kv_heads, self.layer.head_dim)
-        return self.kv_cache[0].flatten(1)[:, : 2 * self.sizes[1]].unflatten(1, shape)
+        """Raw k and v of every state [rows, 2 · kv_size], a view of vLLM's cache."""
+        return self.kv_cache[0].flatten(1)[:, : 2 * self.sizes[1]]
 
-    def _convolve(self, hidden_states: Tensor, output: Tensor) -> None:
-        kv = hidden_states[:, -output.shape[1] :].unflatten(1, (2, self.layer.kv_heads, self.layer.head_dim))
-        out = output.view(kv.shape)
-        metadata = get_forward_context().attn_metadata
-        if metadata is None:  # a run that measures memory
-            out.copy_(kv)
+    def _exchange(self, kv: Tensor, before: Tensor, metadata: StateMetadata) -> None:
+        """kv [tokens, 2 · kv_size]: into ``before`` the row before each, from the state for a chunk's first; the last
+        of each chunk into the state."""
+        state, chunks = self._state(), metadata.chunks or find_chunks(metadata)
+        if chunks.first is None:
+            count = chunks.rows.shape[0]  # the rest is padding
+            kv, before = kv[:count], before[:count]
+            torch.index_select(state, 0, chunks.rows, out=before)
+            if chunks.new is not None:
+                before.masked_fill_(chunks.new, 0)
+            state.index_copy_(0, chunks.rows, kv)
             return
-        found = metadata[self.prefix]
-        state = self._state()
-        decodes, tokens = found.num_decode_tokens, found.num_decode_tokens + found.num_prefill_tokens
-        if found.num_decodes:
-            self._decode(kv[:decodes], out[:decodes], state, found)
-        if found.num_prefills:
-            self._prefill(kv[decodes:tokens], out[decodes:tokens], state, found)
+        held = state.index_select(0, chunks.rows)
+        if chunks.new is not None:
+            held.masked_fill_(chunks.new, 0)
+        before[1:] = kv[:-1]
+        before.index_copy_(0, chunks.first, held)
+        state.index_copy_(0, chunks.rows, kv.index_select(0, chunks.last))
 
     forward_native = forward_cuda  # its name on a CPU
-
-    def _decode(self, kv: Tensor, out: Tensor, state: Tensor, metadata: Any) -> None:
-        rows = metadata.state_indices_tensor_d.flatten()[: kv.shape[0]]
-        first = metadata.seq_lens[: kv.shape[0]] == 1  # of a prompt of one token, see metadata.py
-        before = state.index_select(0, rows).masked_fill(first.view(-1, 1, 1, 1), 0)
-        convolved, after = short_conv_step(kv, self.taps, before)
-        out.copy_(convolved)
-        state.index_copy_(0, rows.long(), after)
-
-    def _prefill(self, kv: Tensor, out: Tensor, state: Tensor, metadata: Any) -> None:
-        rows = metadata.state_indices_tensor_p.flatten()
-        known = metadata.has_initial_states_p.view(-1, 1, 1, 1)
-        before = state.index_select(0, rows).masked_fill(~known, 0)
-        convolved, after = short_conv(kv, self.taps, before, metadata.query_start_loc_p)
-        out.copy_(convolved)
-        state.index_copy_(0, rows.long(), after)
 
     def get_state_shape(self) -> tuple[tuple[int, ...], ...]:
         return (state_shape(self.layer.row),)

@@ -1,8 +1,8 @@
-"""What the convolution is told of a batch: vLLM's own metadata, but for prompts of one token, and the fused table."""
+"""What the convolution is told of a batch: vLLM's own metadata, but for prompts of one token, and what it means."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,45 @@ from vllm.v1.attention.backends.short_conv_attn import (
 from ascend_m1_ops import TokenTable
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """A batch's tokens of one sequence each.
+
+    Attributes:
+        rows: of the state, int64 [chunks].
+        new: bool [chunks, 1], whose state is not set yet; None: of none of them.
+        first, last: tokens in the batch, int64 [chunks]; None: a chunk is one token, chunk i token i.
+    """
+
+    rows: Tensor
+    new: Tensor | None
+    first: Tensor | None = None
+    last: Tensor | None = None
+
+
 @dataclass
 class StateMetadata(ShortConvAttentionMetadata):  # type: ignore[misc]
-    """``table``: for the fused operator, whose cache is an attention's input: token i goes to slot i."""
+    """More of a batch.
+
+    Attributes:
+        table: for the fused operator, whose cache is an attention's input: token i goes to slot i.
+        chunks: without it, on a CPU; elsewhere a captured graph must find them itself, in vLLM's buffers.
+    """
 
     table: TokenTable | None = None
+    chunks: Chunks | None = None
+
+
+def find_chunks(metadata: StateMetadata) -> Chunks:
+    """The chunks of vLLM's metadata: decodes, then those of prompts."""
+    count = metadata.num_decode_tokens
+    rows, new = metadata.state_indices_tensor_d.flatten()[:count].long(), metadata.seq_lens[:count, None] == 1
+    if not metadata.num_prefills:
+        return Chunks(rows, new)
+    rows = torch.cat([rows, metadata.state_indices_tensor_p.flatten().long()])
+    new = torch.cat([new, ~metadata.has_initial_states_p[:, None]])
+    borders, order = metadata.query_start_loc_p.long() + count, torch.arange(count, device=rows.device)
+    return Chunks(rows, new, torch.cat([order, borders[:-1]]), torch.cat([order, borders[1:] - 1]))
 
 
 class StateBackend(ShortConvAttentionBackend):  # type: ignore[misc]
@@ -61,6 +95,9 @@ class StateMetadataBuilder(ShortConvAttentionMetadataBuilder):  # type: ignore[m
         if self.fused:
             prefills = metadata.num_prefills
             metadata.table = self._mixed(metadata, common) if prefills else self._decodes(metadata, common.seq_lens)
+        elif self.device.type == "cpu":
+            chunks = find_chunks(metadata)
+            metadata.chunks = chunks if chunks.new.any() else replace(chunks, new=None)
         return metadata
 
     def _decodes(self, metadata: StateMetadata, lengths: Tensor) -> TokenTable:
