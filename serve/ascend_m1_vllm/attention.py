@@ -70,7 +70,8 @@ class BaichuanM1Attention(nn.Module):
             q = packed[:, : layer.heads * layer.head_dim].unflatten(1, (layer.heads, layer.head_dim))
             q, k, v = apply_rope(q, *rope), apply_rope(kv[:, 0], *rope), kv[:, 1]
         out = self._attend(q, k, v)
-        return self.o_proj(out.flatten(1))[0]
+        projected: Tensor = self.o_proj(out.flatten(1))[0]
+        return projected
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] -> [tokens, heads, head_dim]."""
@@ -78,11 +79,12 @@ class BaichuanM1Attention(nn.Module):
         if layer.padded_dim > layer.head_dim:
             q, k, v = (nn.functional.pad(t, (0, layer.padded_dim - layer.head_dim)) for t in (q, k, v))
         if layer.parts == 1:
-            out = self.attn[0](*(t.flatten(1).contiguous() for t in (q, k, v)))
+            out: Tensor = self.attn[0](*(t.flatten(1).contiguous() for t in (q, k, v)))
         else:
             pieces = zip(*(t.chunk(layer.parts, dim=1) for t in (q, k, v)), strict=True)
             outs = [
                 part(*(t.flatten(1).contiguous() for t in piece)) for part, piece in zip(self.attn, pieces, strict=True)
             ]
             out = torch.cat(outs, dim=1)
-        return out.unflatten(1, (layer.heads, layer.padded_dim))[..., : layer.head_dim]
+        heads: Tensor = out.unflatten(1, (layer.heads, layer.padded_dim))[..., : layer.head_dim]
+        return heads

@@ -34,7 +34,7 @@ def state_shape(row: int) -> tuple[int, ...]:
     return (BLOCK, 1, row)
 
 
-class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
+class StateConvolution(nn.Module, MambaBase):
     """y_t = w[0] u_{t-1} + w[1] u_t over the raw k and v of each sequence; u_{-1} comes from the state cache.
 
     Attributes:
@@ -100,7 +100,7 @@ class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
         """kv [tokens, 2 · kv_size]: into ``before`` the row before each, from the state for a chunk's first; the last
         of each chunk into the state."""
         state, chunks = self._state(), metadata.chunks or find_chunks(metadata)
-        if chunks.first is None:
+        if chunks.ends is None:
             count = chunks.rows.shape[0]  # the rest is padding
             kv, before = kv[:count], before[:count]
             torch.index_select(state, 0, chunks.rows, out=before)
@@ -111,9 +111,10 @@ class StateConvolution(nn.Module, MambaBase):  # type: ignore[misc]
         held = state.index_select(0, chunks.rows)
         if chunks.new is not None:
             held.masked_fill_(chunks.new, 0)
+        first, last = chunks.ends
         before[1:] = kv[:-1]
-        before.index_copy_(0, chunks.first, held)
-        state.index_copy_(0, chunks.rows, kv.index_select(0, chunks.last))
+        before.index_copy_(0, first, held)
+        state.index_copy_(0, chunks.rows, kv.index_select(0, last))
 
     forward_native = forward_cuda  # its name on a CPU
 

@@ -24,17 +24,16 @@ class Chunks:
     Attributes:
         rows: of the state, int64 [chunks].
         new: bool [chunks, 1], whose state is not set yet; None: of none of them.
-        first, last: tokens in the batch, int64 [chunks]; None: a chunk is one token, chunk i token i.
+        ends: first and last token in the batch, int64 [chunks] each; None: a chunk is one token, chunk i token i.
     """
 
     rows: Tensor
     new: Tensor | None
-    first: Tensor | None = None
-    last: Tensor | None = None
+    ends: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
-class StateMetadata(ShortConvAttentionMetadata):  # type: ignore[misc]
+class StateMetadata(ShortConvAttentionMetadata):
     """More of a batch.
 
     Attributes:
@@ -55,10 +54,10 @@ def find_chunks(metadata: StateMetadata) -> Chunks:
     rows = torch.cat([rows, metadata.state_indices_tensor_p.flatten().long()])
     new = torch.cat([new, ~metadata.has_initial_states_p[:, None]])
     borders, order = metadata.query_start_loc_p.long() + count, torch.arange(count, device=rows.device)
-    return Chunks(rows, new, torch.cat([order, borders[:-1]]), torch.cat([order, borders[1:] - 1]))
+    return Chunks(rows, new, (torch.cat([order, borders[:-1]]), torch.cat([order, borders[1:] - 1])))
 
 
-class StateBackend(ShortConvAttentionBackend):  # type: ignore[misc]
+class StateBackend(ShortConvAttentionBackend):
     """vLLM asks a layer for its back end, and that for its builder."""
 
     @staticmethod
@@ -66,7 +65,7 @@ class StateBackend(ShortConvAttentionBackend):  # type: ignore[misc]
         return StateMetadataBuilder
 
 
-class StateMetadataBuilder(ShortConvAttentionMetadataBuilder):  # type: ignore[misc]
+class StateMetadataBuilder(ShortConvAttentionMetadataBuilder):
     """Where every request has one token, all are decodes, the first token of a prompt too.
 
     For such a batch vLLM replays its graph of a decode step, whatever the requests are. But a request without state it
@@ -97,7 +96,7 @@ class StateMetadataBuilder(ShortConvAttentionMetadataBuilder):  # type: ignore[m
             metadata.table = self._mixed(metadata, common) if prefills else self._decodes(metadata, common.seq_lens)
         elif self.device.type == "cpu":
             chunks = find_chunks(metadata)
-            metadata.chunks = chunks if chunks.new.any() else replace(chunks, new=None)
+            metadata.chunks = chunks if chunks.new is not None and chunks.new.any() else replace(chunks, new=None)
         return metadata
 
     def _decodes(self, metadata: StateMetadata, lengths: Tensor) -> TokenTable:

@@ -51,7 +51,8 @@ class BaichuanM1MLP(nn.Module):
         self.act_fn = SiluAndMul()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_up_proj(x)[0]))[0]
+        out: Tensor = self.down_proj(self.act_fn(self.gate_up_proj(x)[0]))[0]
+        return out
 
 
 class BaichuanM1DecoderLayer(nn.Module):
@@ -113,7 +114,8 @@ class BaichuanM1Model(nn.Module):
         )
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        return self.embed_tokens(input_ids)
+        rows: Tensor = self.embed_tokens(input_ids)
+        return rows
 
     def forward(
         self,
@@ -123,7 +125,10 @@ class BaichuanM1Model(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor | IntermediateTensors:
         if get_pp_group().is_first_rank:
-            x, residual = inputs_embeds if inputs_embeds is not None else self.embed_input_ids(input_ids), None
+            if inputs_embeds is None:
+                assert input_ids is not None
+                inputs_embeds = self.embed_input_ids(input_ids)
+            x, residual = inputs_embeds, None
         else:
             assert intermediate_tensors is not None
             x, residual = intermediate_tensors["hidden_states"], intermediate_tensors["residual"]
@@ -172,7 +177,8 @@ class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Su
         return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        return self.logits_processor(self.lm_head, hidden_states)
+        logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)  # None: gathered on another rank
+        return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         return load_weights(self, weights)

@@ -12,7 +12,7 @@ from .refusal import refusing
 _CHECKED_FORMATS = ("auto", "hf", "safetensors")  # of loading; the others read other files, or none
 
 
-class StartChecks(VerifyAndUpdateConfig):  # type: ignore[misc]
+class StartChecks(VerifyAndUpdateConfig):
     """vLLM's hook for one architecture."""
 
     @staticmethod

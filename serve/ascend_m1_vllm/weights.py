@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from ascend_m1.errors import CheckpointError
+from ascend_m1.pages import RankLayer
+
+from .convolution import StateConvolution
 
 _STACKED = ((".gate_proj.", ".gate_up_proj.", 0), (".up_proj.", ".gate_up_proj.", 1))
 _TAPS = ((".conv_k", 0), (".conv_v", 1))
@@ -50,9 +53,12 @@ def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tens
         )
     parameter = parameters[target]
     if target.endswith(".conv.taps"):
-        load_taps(model.get_submodule(target.removesuffix(".taps")), parameter, tensor, shard or 0)
+        convolution = model.get_submodule(target.removesuffix(".taps"))
+        assert isinstance(convolution, StateConvolution)
+        load_taps(convolution.layer, parameter, tensor, shard or 0)
     elif shard is not None:
-        parameter.weight_loader(parameter, tensor, shard)
+        loader: Callable[..., None] = parameter.weight_loader  # type: ignore[attr-defined]  # vLLM's parameters have it
+        loader(parameter, tensor, shard)
     else:
         if name == "lm_head.weight":  # NormHead: logits are x · normalize(row), so the rows are normalised once, here
             tensor = nn.functional.normalize(tensor.float(), dim=-1)  # rounded to the layer's dtype, not the file's
@@ -61,8 +67,7 @@ def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tens
 
 
 @torch.no_grad()
-def load_taps(convolution: nn.Module, taps: nn.Parameter, tensor: Tensor, index: int) -> None:
+def load_taps(layer: RankLayer, taps: nn.Parameter, tensor: Tensor, index: int) -> None:
     """A published filter [1, 1, kv_heads, 1, 2] of k (index 0) or v (1): the heads of this rank."""
-    layer = convolution.layer
     first = get_tensor_model_parallel_rank() // layer.replicas * layer.kv_heads
     taps.data[index].copy_(tensor.view(-1, 2)[first : first + layer.kv_heads])
