@@ -62,7 +62,7 @@ case $suite in
         ;;
     npu)
         make_environment .venvs/npu npu --editable '.[dev]' --requirement requirements/npu.txt
-        run_tests .venvs/npu "-n 2 tests/npu" "$@"
+        run_tests .venvs/npu "-n 2 --dist worksteal tests/npu" "$@"
         ;;
     lowering)
         make_environment .venvs/lowering lowering --require-hashes --requirement requirements/lowering.txt
@@ -80,7 +80,7 @@ case $suite in
             --requirement requirements/vllm-ascend-alone.txt
         export PYTHONPATH="$PWD/tests/vllm_ascend/site${PYTHONPATH:+:$PYTHONPATH}"  # what vLLM misses on this machine
         # The golden tests, too: vllm-ascend pins a transformers that is older than the floor's.
-        run_tests .venvs/vllm-ascend "tests/vllm_ascend tests/model/test_golden.py" "$@"
+        run_tests .venvs/vllm-ascend "-n 2 --dist worksteal tests/vllm_ascend tests/model/test_golden.py" "$@"
         ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac
