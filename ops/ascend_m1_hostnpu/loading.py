@@ -8,10 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 from . import atb, hccl, interrupts, launches, operators, streams, triton, triton_ascend
-from .imports import after_import
+from .imports import after_import, print_to_stderr
 from .operator import refuse_the_rest
 from .settings import is_on
 
+print_to_stderr("torch_npu")  # it warns that there is no CANN
 interrupts.install()
 streams.install()
 hccl.install()

@@ -13,13 +13,16 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class HostNpuFinder:
-    """Finds nothing: it loads the stand-ins when torch_npu is looked for, and leaves."""
+    """Loads the stand-ins when torch_npu is looked for, and leaves it to those who find it."""
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name == "torch_npu":
             sys.meta_path.remove(cls)
             _load()
+            from importlib.util import find_spec
+
+            return find_spec(name)  # once more from the start: the stand-ins join in this import
         return None
 
 
