@@ -18,7 +18,7 @@ class StartChecks(VerifyAndUpdateConfig):
     @staticmethod
     @refusing()
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """Options and weight files against the configuration.
+        """Options and weight files against the configuration; tells vLLM how wide a head is in the cache.
 
         Raises:
             StartError: speculative decoding was asked for; the heads cannot be shared out among the tensor-parallel
@@ -33,11 +33,11 @@ class StartChecks(VerifyAndUpdateConfig):
 
         from .platform import head_dims
 
-        rank_layers(
-            vllm_config.model_config.hf_config.layer_specs,
-            vllm_config.parallel_config.tensor_parallel_size,
-            head_dims,
-        )
+        model_config, parallel_config = vllm_config.model_config, vllm_config.parallel_config
+        specs = model_config.hf_config.layer_specs
+        row = rank_layers(specs, parallel_config.tensor_parallel_size, head_dims)[0].row
+        # From this and the state's size vllm-ascend computes the tokens of a block; heads may be padded in the cache.
+        model_config.model_arch_config.head_size = row // model_config.get_num_kv_heads(parallel_config)
         if vllm_config.load_config.load_format in _CHECKED_FORMATS and vllm_config.model_config.quantization is None:
             from ascend_m1 import BaichuanM1ForCausalLM
             from ascend_m1.weights import check_checkpoint
