@@ -21,6 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import ascend_m1  # noqa: F401 registers the model
 from bench.machine import describe_machine
 from bench.report import Spread, markdown_table, ratios, write_section
 from bench.vllm_engine import Batch, Engine
@@ -95,6 +99,12 @@ def configurations(hidden: int, layers: int) -> dict[str, dict[str, Any]]:
     return {"Baichuan-M1": {**common, **ours}, "Llama": {**common, **llama}}
 
 
+def parameters(folder: Path) -> int:
+    """Of a configuration's model; vLLM's own are packed away once they are loaded."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).num_parameters()
+
+
 def start(arguments: argparse.Namespace, folder: Path) -> list[Contender]:
     """Both models, compiled and eager."""
     contenders = []
@@ -157,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         contenders = start(arguments, Path(folder))
         measure(contenders, arguments.rounds)
-    counts = ", ".join(f"{each.engine.parameters:,} ({each.name})" for each in contenders[:2])
+        counts = ", ".join(f"{parameters(Path(folder) / each.name):,} ({each.name})" for each in contenders[:2])
     machine["geometry"] = f"{arguments.layers} layers, hidden size {arguments.hidden}, bfloat16; parameters: {counts}"
     for contender in contenders:
         contender.engine.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -76,20 +77,24 @@ def run(job: Job, folder: Path, *command: str, timeout: int = 300) -> dict[str, 
     """What the engine answers; ``command``: what comes after ``python``, unless it is this file.
 
     Raises:
-        AssertionError: the process failed; with the end of its output.
+        AssertionError: the process failed or took longer than ``timeout`` seconds; with the end of its output.
     """
     question, written = folder / "job.json", folder / "answer.json"
     question.write_text(json.dumps(asdict(job)))
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *(command or [__file__]), str(question), str(written)],
         env={**os.environ, **environment(workers(job.engine)), **job.environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
-        check=False,
+        start_new_session=True,
     )
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, f"exit status {done.returncode}:\n{output[-6000:]}"
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # an engine that fails to start may wait for its workers for ever
+        raise AssertionError(f"no answer in {timeout} s:\n{process.communicate()[0][-6000:]}") from None
+    assert process.returncode == 0, f"exit status {process.returncode}:\n{output[-6000:]}"
     answered: dict[str, Any] = json.loads(written.read_text())
     return answered
 
