@@ -31,7 +31,7 @@ def ascend_job(case: str, rounds: tuple[str, ...] = ("together",), **engine: Any
 def answer(job: Job, folder: Path) -> dict[str, Any]:
     """What vllm-ascend answers on as many host NPUs as the job wants."""
     devices = job.engine.get("tensor_parallel_size", 1)
-    return run(job, folder, "-m", "ascend_m1_hostnpu", "--devices", str(devices), PROGRAM)
+    return run(job, folder, "-m", "ascend_m1_hostnpu", "--devices", str(devices), PROGRAM, timeout=900)
 
 
 def ask(job: Job, case: str, folder: Path) -> dict[str, Any]:
