@@ -38,7 +38,7 @@ from ascend_m1.inference import InferenceModel
 from ascend_m1.paged import BLOCK_SIZE, PagedCache
 from ascend_m1.steps import Chunk
 from bench.machine import describe_machine
-from bench.report import Spread, markdown_table, ratios, write_section
+from bench.report import Spread, markdown_table, publish, ratios, write_section
 
 SECTION = "bench_decode_host"
 GOAL = 0.1  # captured / eager
@@ -237,10 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         contenders += llama_contenders(arguments.layers, arguments.batch)
         measure(contenders, arguments.rounds, arguments.steps)
     table, results = report(contenders)
-    text = "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), table])
-    print(text)
-    if arguments.write:
-        write_section(arguments.write, SECTION, text)
+    publish(machine, table, arguments.write, SECTION)
     print(json.dumps({"layers": arguments.layers, "batch": arguments.batch, "steps": results}))
 
 

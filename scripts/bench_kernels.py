@@ -25,7 +25,7 @@ from torch import Tensor
 from ascend_m1_ops import TokenTable, apply_rope, conv_rope_cache, rope_tables, short_conv, short_conv_step
 from ascend_m1_ops.conv_rope_cache import kernels as composition
 from bench.machine import describe_machine
-from bench.report import Spread, markdown_table, ratios, write_section
+from bench.report import Spread, markdown_table, publish, ratios, write_section
 
 SECTION = "bench_kernels"
 GEOMETRIES = {"global": (20, 2, 256), "window": (40, 8, 128)}  # query heads, key/value heads, head_dim
@@ -232,11 +232,7 @@ def main() -> None:
         for tokens in arguments.tokens:
             rows += [measure(case, arguments.rounds, device) for case in cases(tokens, dtype, device)]
     header = ["operator, tokens", "dtype", "ms", "GB/s", "of a copy's bandwidth", "times faster than unfused"]
-    lines = [f"- {name}: {value}" for name, value in machine.items()]
-    text = "\n".join([*lines, "", markdown_table(header, [show(row) for row in rows])])
-    print(text)
-    if arguments.write:
-        write_section(arguments.write, SECTION, text)
+    publish(machine, f"\n{markdown_table(header, [show(row) for row in rows])}", arguments.write, SECTION)
     print(json.dumps({"machine": machine, "device": device.type, "errors": errors, "rows": rows}))
 
 

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import ascend_m1  # noqa: F401 registers the model
 from bench.machine import describe_machine
-from bench.report import Spread, markdown_table, ratios, write_section
+from bench.report import Spread, markdown_table, publish, ratios, write_section
 from bench.vllm_engine import Batch, Engine
 
 SECTION = "bench_vllm"
@@ -172,10 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     for contender in contenders:
         contender.engine.close()
     table, results = report(contenders)
-    text = "\n".join([*(f"- {name}: {value}" for name, value in machine.items()), table])
-    print(text)
-    if arguments.write:
-        write_section(arguments.write, SECTION, text)
+    publish(machine, table, arguments.write, SECTION)
     print(json.dumps({"hidden": arguments.hidden, "layers": arguments.layers, "engines": results}))
 
 

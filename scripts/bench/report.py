@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,3 +70,11 @@ def write_section(path: Path, name: str, text: str | None) -> None:
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         beside.write_text(f"{head}{begin}\n{text.strip()}\n{end}{tail}")
         os.replace(beside, path)
+
+
+def publish(machine: Mapping[str, str], findings: str, path: Path | None, name: str) -> None:
+    """Print what was found, below the machine that it was found on; with a path also write it into that section."""
+    text = "\n".join([*(f"- {key}: {value}" for key, value in machine.items()), findings])
+    print(text)
+    if path:
+        write_section(path, name, text)

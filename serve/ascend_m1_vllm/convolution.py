@@ -49,7 +49,6 @@ class StateConvolution(nn.Module, MambaBase):
         self.layer, self.prefix, self.dtype = layer, prefix, vllm_config.model_config.dtype
         self.taps = nn.Parameter(torch.empty(2, layer.kv_heads, 2), requires_grad=False)
         self.kv_cache: tuple[Tensor, ...] = (torch.tensor([]),)
-        self.viewed, self.view = self.kv_cache[0], torch.tensor([])
         self.sizes = [heads * layer.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
         row = torch.empty(0, layer.head_dim, dtype=self.dtype)
         self.fused = current_platform.device_type == "npu" and why_composed(row, row.float(), row) is None
@@ -94,20 +93,16 @@ class StateConvolution(nn.Module, MambaBase):
         q.copy_(conv_rope_cache(packed[:count], self.taps, *self.rope, table, *caches))
 
     def _state(self) -> Tensor:
-        """Raw k and v of every state [rows, 2 · kv_size], a view of vLLM's cache, made anew when vLLM makes another."""
-        cache = self.kv_cache[0]
-        if cache is not self.viewed:
-            self.viewed, self.view = cache, cache.flatten(1)[:, : 2 * self.sizes[1]]
-        return self.view
+        """Raw k and v of every state [rows, 2 · kv_size], a view of vLLM's cache."""
+        return self.kv_cache[0].flatten(1)[:, : 2 * self.sizes[1]]
 
     def _exchange(self, kv: Tensor, before: Tensor, metadata: StateMetadata) -> None:
         """kv [tokens, 2 · kv_size]: into ``before`` the row before each, from the state for a chunk's first; the last
         of each chunk into the state."""
         state, chunks = self._state(), metadata.chunks or find_chunks(metadata)
         if chunks.ends is None:
-            count = chunks.rows.shape[0]
-            if count < kv.shape[0]:  # the rest is padding
-                kv, before = kv[:count], before[:count]
+            count = chunks.rows.shape[0]  # the rest is padding
+            kv, before = kv[:count], before[:count]
             torch.index_select(state, 0, chunks.rows, out=before)
             if chunks.new is not None:
                 before.masked_fill_(chunks.new, 0)

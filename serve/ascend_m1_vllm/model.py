@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
-from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
+from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
@@ -27,12 +27,12 @@ from vllm.model_executor.models.utils import (
 from vllm.sequence import IntermediateTensors
 
 from ascend_m1 import BaichuanM1Config
-from ascend_m1.pages import RankLayer, rank_layers
+from ascend_m1.pages import RankLayer
 from ascend_m1_ops import rope_tables
 
 from .attention import BaichuanM1Attention, Table
 from .convolution import state_shape
-from .platform import head_dims
+from .platform import own_layers
 from .weights import load_weights
 
 
@@ -85,7 +85,7 @@ class BaichuanM1Model(nn.Module):
         super().__init__()
         config: BaichuanM1Config = vllm_config.model_config.hf_config
         self.specs = config.layer_specs
-        layers = rank_layers(self.specs, get_tensor_model_parallel_world_size(), head_dims)
+        layers = own_layers(vllm_config)
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size,
             config.hidden_size,
@@ -190,9 +190,7 @@ class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Su
 
     @classmethod
     def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, ...], ...]:
-        ranks = vllm_config.parallel_config.tensor_parallel_size
-        layers = rank_layers(vllm_config.model_config.hf_config.layer_specs, ranks, head_dims)
-        return (state_shape(layers[0].row),)
+        return (state_shape(own_layers(vllm_config)[0].row),)
 
     @classmethod
     def get_mamba_state_copy_func(cls) -> tuple[object, ...]:

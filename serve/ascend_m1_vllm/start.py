@@ -29,13 +29,10 @@ class StartChecks(VerifyAndUpdateConfig):
                 "speculative decoding: the convolution's state cannot take rejected tokens back: leave "
                 "--speculative-config out"
             )
-        from ascend_m1.pages import rank_layers
-
-        from .platform import head_dims
+        from .platform import own_layers
 
         model_config, parallel_config = vllm_config.model_config, vllm_config.parallel_config
-        specs = model_config.hf_config.layer_specs
-        row = rank_layers(specs, parallel_config.tensor_parallel_size, head_dims)[0].row
+        row = own_layers(vllm_config)[0].row
         # From this and the state's size vllm-ascend computes the tokens of a block; heads may be padded in the cache.
         model_config.model_arch_config.head_size = row // model_config.get_num_kv_heads(parallel_config)
         if vllm_config.load_config.load_format in _CHECKED_FORMATS and vllm_config.model_config.quantization is None:

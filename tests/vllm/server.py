@@ -39,18 +39,8 @@ def serving(model: Path, log: Path, *options: str, timeout: int = 240) -> Iterat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        SERVER,
-        "--model",
-        str(model),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        *options,
-    ]
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", SERVER, "--model", str(model), *address, *options]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True)
     try:
