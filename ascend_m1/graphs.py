@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from ascend_m1_ops.conv_rope_cache.npu import why_composed
 from ascend_m1_ops.products.npu import product
@@ -87,9 +88,11 @@ def npugraph_ex(decoder: Decoder, lengths: list[int], rings: list[int]) -> Repla
         compiled = inference.cache_compile(step, dynamic=False, cache_dir=decoder.cache_dir)
     # The lengths alone are inputs that change; everything else stays a constant of the graph.
     numbers: Any = torch.compiler.config.patch(dynamic_sources=r"L\['(lengths|rings)'\]\[\d+\]")  # type: ignore[attr-defined]
+    # Attention returns the tensors it is told to write: torch warns of it, or with CI in the environment fails.
+    aliases: Any = functorch.patch(check_custom_op_aliasing=False)
 
     def replay(lengths: list[int], rings: list[int]) -> Logits:
-        with numbers:
+        with numbers, aliases:
             return Logits(*compiled(lengths, rings))
 
     with _garbage_stays():

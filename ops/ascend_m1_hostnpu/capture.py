@@ -100,12 +100,15 @@ def info(stream: int | None, status: int, model: int | None) -> int:
 
 def end(stream: int | None, model: int) -> int:
     graph = _capturing.get(stream or 0)
-    if graph is None or graph.open_group is not None:
-        say("a capture ends that did not begin, or inside a task group")
+    if graph is None:
+        say("a capture ends that did not begin")
         return _BAD_CAPTURE
     for table in (_capturing, _joined):
         for key in [key for key, value in table.items() if value is graph]:
             del table[key]
+    if graph.open_group is not None:  # what failed inside it left it open; the capture is over all the same
+        say("a capture ends inside a task group")
+        return _BAD_CAPTURE
     ctypes.c_void_p.from_address(model).value = _id(graph)
     return 0
 
