@@ -1,13 +1,11 @@
 """The model over a paged cache, for serving: the same weights, ragged batches, nine launches a layer on an NPU.
 
-Built from a ``BaichuanM1ForCausalLM`` and sharing its parameters; gate and up projection become one matrix. Norm and
-residual are one operator, the convolution, RoPE and the cache write another. What a batch looks like is ``steps.py``'s
-business, where keys and values lie ``paged.py``'s.
+Made of a ``BaichuanM1ForCausalLM``'s parts, or of a quantised checkpoint's (``parts.py``). Norm and residual are one
+operator, the convolution, RoPE and the cache write another. What a batch looks like is ``steps.py``'s business, where
+keys and values lie ``paged.py``'s.
 """
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,32 +23,22 @@ from ascend_m1_ops import (
 )
 
 from .errors import InputError
-from .layers import BaichuanM1Attention, BaichuanM1DecoderLayer, BaichuanM1MLP, BaichuanM1RMSNorm
-from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model
-from .norm_head import NormHead
+from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from .paged import PagedCache, PagedLayer
+from .parts import LayerParts, ModelParts, model_parts
 from .steps import Step, Window
 
 Table = tuple[Tensor, Tensor]  # cos and sin, float32 [positions, head_dim / 2]
-# What weights are taken from. Anything else in the model computes something of its own, which would be left out.
-_PARTS = (
-    *(BaichuanM1ForCausalLM, BaichuanM1Model, BaichuanM1DecoderLayer, BaichuanM1Attention, BaichuanM1MLP),
-    *(BaichuanM1RMSNorm, NormHead, nn.Embedding, nn.Linear, nn.ModuleList),
-)
 
 
 class InferenceLayer(nn.Module):
     """One decoder layer. ``forward`` takes the last layer's output and the residual apart, to add them in its norm."""
 
-    def __init__(self, layer: BaichuanM1DecoderLayer) -> None:
+    def __init__(self, parts: LayerParts, eps: float) -> None:
         super().__init__()
-        attention = layer.self_attn
-        self.spec, self.eps = attention.spec, layer.input_layernorm.eps
-        self.input_norm, self.post_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.qkv, self.o = attention.W_pack.weight, attention.o_proj.weight
-        taps = torch.stack([attention.conv_k.detach().view(-1, 2), attention.conv_v.detach().view(-1, 2)])
-        self.taps = nn.Parameter(taps, requires_grad=False)
-        self.gate_up, self.down = _pack_gate_up(layer), layer.mlp.down_proj.weight
+        self.spec, self.eps = parts.spec, eps
+        self.input_norm, self.post_norm, self.taps = parts.input_norm, parts.post_norm, parts.taps
+        self.qkv, self.o, self.gate_up, self.down = parts.qkv, parts.o, parts.gate_up, parts.down
 
     def forward(
         self, x: Tensor, residual: Tensor | None, step: Step, rope: Table, cache: PagedLayer
@@ -60,11 +48,10 @@ class InferenceLayer(nn.Module):
             normed, residual = rms_norm(x, self.input_norm, self.eps), x
         else:
             normed, residual = add_rms_norm(x, residual, self.input_norm, self.eps)
-        attended = self.attend(nn.functional.linear(normed, self.qkv), step, rope, cache)
-        x = nn.functional.linear(attended.flatten(1), self.o)
+        attended = self.attend(self.qkv(normed), step, rope, cache)
+        x = self.o(attended.flatten(1))
         normed, residual = add_rms_norm(x, residual, self.post_norm, self.eps)
-        gated = swiglu_packed(nn.functional.linear(normed, self.gate_up))
-        return nn.functional.linear(gated, self.down), residual
+        return self.down(swiglu_packed(self.gate_up(normed))), residual
 
     def attend(self, packed: Tensor, step: Step, rope: Table, cache: PagedLayer) -> Tensor:
         """Packed projection [T, ...] -> [T, heads, head_dim]."""
@@ -87,27 +74,23 @@ class InferenceModel(nn.Module):
     """Embedding, layers and head over a ``PagedCache``.
 
     Args:
-        model: in evaluation; its matrices, embedding and norms are shared, and gate and up become views of one matrix.
-            The convolution's taps and the norms of the head's rows are copies: later changes of them are not seen.
+        source: the model, see ``model_parts``, or parts. The norms of the head's rows are computed here: later changes
+            of them are not seen.
         max_length: tokens of the longest sequence, for the RoPE tables.
 
     Raises:
         InputError: a part of the model is wrapped, as adapters do it, or ``max_length`` is not positive.
     """
 
-    def __init__(self, model: BaichuanM1ForCausalLM, max_length: int) -> None:
+    def __init__(self, source: BaichuanM1ForCausalLM | ModelParts, max_length: int) -> None:
         super().__init__()
-        _refuse_adapters(model)
+        parts = source if isinstance(source, ModelParts) else model_parts(source)
         if max_length < 1:
             raise InputError(f"max_length={max_length}: give the tokens of the longest sequence")
-        self.config, self.max_length = model.config, max_length
-        self.embed, self.norm, self.head = (
-            model.model.embed_tokens.weight,
-            model.model.norm.weight,
-            model.lm_head.weight,
-        )
-        self.layers = nn.ModuleList(InferenceLayer(cast(BaichuanM1DecoderLayer, layer)) for layer in model.model.layers)
-        self.head_scale = nn.Parameter(inverse_row_norm(model.lm_head.weight.detach()), requires_grad=False)
+        self.config, self.max_length = parts.config, max_length
+        self.embed, self.norm, self.head = parts.embed, parts.norm, parts.head
+        self.layers = nn.ModuleList(InferenceLayer(layer, self.config.rms_norm_eps) for layer in parts.layers)
+        self.head_scale = nn.Parameter(inverse_row_norm(self.head.detach()), requires_grad=False)
         positions = torch.arange(max_length, device=self.embed.device)
         wide = torch.float64 if self.embed.dtype == torch.float64 else torch.float32
         self.rope = nn.ParameterDict()  # parameters, not buffers: a captured graph then uses them where they lie
@@ -136,28 +119,6 @@ class InferenceModel(nn.Module):
             x, residual = x.index_select(0, step.last), residual.index_select(0, step.last)
         x, _ = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
         return norm_head(x, self.head, self.head_scale)
-
-
-def _refuse_adapters(model: nn.Module) -> None:
-    for name, part in model.named_modules():
-        if not isinstance(part, _PARTS):
-            kind = f"{type(part).__module__}.{type(part).__name__}"
-            raise InputError(
-                f"{name or 'model'} is a {kind}: only plain weights are taken over: merge adapters into them before "
-                "(peft: model = model.merge_and_unload())"
-            )
-
-
-def _pack_gate_up(layer: BaichuanM1DecoderLayer) -> nn.Parameter:
-    """Both matrices as one [2 · intermediate, hidden]; the model's own are views of it, so nothing is held twice."""
-    gate, up = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
-    whole = gate.untyped_storage()
-    if whole.nbytes() == gate.nbytes + up.nbytes and whole.data_ptr() == gate.data_ptr() == up.data_ptr() - gate.nbytes:
-        packed = gate.detach().as_strided((2 * gate.shape[0], gate.shape[1]), gate.stride())  # packed before
-    else:
-        packed = torch.cat([gate.detach(), up.detach()])
-        gate.data, up.data = packed.chunk(2)
-    return nn.Parameter(packed, requires_grad=False)
 
 
 def _old_keys(ring: Tensor, window: Window) -> Tensor:

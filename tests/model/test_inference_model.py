@@ -24,10 +24,10 @@ def test_weights_are_shared() -> None:
     model = fresh()
     inference = InferenceModel(model, 16)
     mlp = model.model.layers[0].mlp
-    packed = inference.layers[0].gate_up
+    packed = inference.layers[0].gate_up.weight
     assert mlp.gate_proj.weight.data_ptr() == packed.data_ptr()
     assert mlp.up_proj.weight.data_ptr() == packed[mlp.gate_proj.weight.shape[0] :].data_ptr()
-    assert inference.layers[0].qkv.data_ptr() == model.model.layers[0].self_attn.W_pack.weight.data_ptr()
+    assert inference.layers[0].qkv.weight.data_ptr() == model.model.layers[0].self_attn.W_pack.weight.data_ptr()
 
 
 def test_a_second_one_shares_the_packed_matrix() -> None:
@@ -35,8 +35,8 @@ def test_a_second_one_shares_the_packed_matrix() -> None:
     separate = [layer.mlp.up_proj.weight.clone() for layer in model.model.layers]
     first, second = InferenceModel(model, 16), InferenceModel(model, 32)
     for layer, a, b, up in zip(model.model.layers, first.layers, second.layers, separate, strict=True):
-        assert a.gate_up.data_ptr() == b.gate_up.data_ptr() == layer.mlp.gate_proj.weight.data_ptr()
-        assert torch.equal(b.gate_up, torch.cat([layer.mlp.gate_proj.weight, up]))
+        assert a.gate_up.weight.data_ptr() == b.gate_up.weight.data_ptr() == layer.mlp.gate_proj.weight.data_ptr()
+        assert torch.equal(b.gate_up.weight, torch.cat([layer.mlp.gate_proj.weight, up]))
 
 
 class Adapted(nn.Module):
