@@ -43,16 +43,24 @@ class PagedCache:
         rows: sequences held at the same time.
         blocks: of a global layer, for these sequences.
         dtype, device: of the storage.
+        max_length: tokens of the longest sequence: a ring needs no more slots; None: it may be any.
     """
 
     def __init__(
-        self, config: BaichuanM1Config, rows: int, blocks: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: BaichuanM1Config,
+        rows: int,
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        max_length: int | None = None,
     ) -> None:
         if rows < 1 or blocks < 1:
             raise CacheError(f"rows={rows}, blocks={blocks}: give at least one of each")
         self.rows, self.blocks = rows, blocks
         self.block_ids, self.vocab_size = frozenset(range(blocks)), config.vocab_size  # what a step is checked against
-        self.window = next((spec.window for spec in config.layer_specs if spec.window is not None), None)
+        window = next((spec.window for spec in config.layer_specs if spec.window is not None), None)
+        self.window = min(window, max_length) if window and max_length else window
         self.ring_blocks = 0 if self.window is None else -(-self.window // BLOCK_SIZE)
 
         def layer(spec: LayerSpec) -> PagedLayer:

@@ -1,0 +1,5 @@
+"""The built-in engine: requests, blocks, what to run in a step, running it, choosing tokens.
+
+Read in this order: ``request``, ``block_pool``, ``scheduler`` (numbers only); ``store``, ``runner``, ``sampler``
+(tensors); ``core`` puts them together, ``service`` runs it in a thread behind the ``Engine`` protocol.
+"""

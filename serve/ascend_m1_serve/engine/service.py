@@ -1,0 +1,203 @@
+"""The built-in engine behind the ``Engine`` protocol: a thread that steps, the event loop that asks and listens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from ..errors import EngineError
+from ..protocol import Event, Limits, Sampling, Stats
+from .core import Core, check_prompt
+from .grammar import GrammarCompiler, Matcher
+from .request import Request
+
+_log = logging.getLogger(__name__)
+
+
+class BuiltInStream:
+    """The events of one request. Not for two listeners."""
+
+    def __init__(self, engine: BuiltInEngine) -> None:
+        self._engine = engine
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self._ended = False
+        self.request: Request | None = None  # the engine's thread sets it
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if self._ended:
+                raise StopAsyncIteration
+            if self._engine.failure is not None:
+                raise EngineError(self._engine.failure)
+            self._news.clear()
+            await self._news.wait()
+        event = self._events.popleft()
+        self._ended = event.finish is not None
+        return event
+
+    def abort(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._events.clear()
+            self._news.set()
+            self._engine.forget(self)
+
+    def put(self, event: Event) -> None:
+        """In the event loop's thread."""
+        if not self._ended:
+            self._events.append(event)
+            self._news.set()
+
+    def wake(self) -> None:
+        """Let the listener look again."""
+        self._news.set()
+
+
+class BuiltInEngine:
+    """An engine in this process. Made and used in an event loop's thread; ``core`` belongs to the engine's own thread.
+
+    Args:
+        core: what steps.
+        tokenizer: for grammars.
+    """
+
+    def __init__(self, core: Core, tokenizer: Any) -> None:
+        self._core, self._tokenizer = core, tokenizer
+        self._loop = asyncio.get_running_loop()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._streams: dict[Request, BuiltInStream] = {}  # the engine's thread's
+        self._open: set[BuiltInStream] = set()  # the event loop's
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._grammars: GrammarCompiler | None = None
+        self._stats = core.stats()
+        self._closing, self._failure = False, ""
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def limits(self) -> Limits:
+        return self._core.limits
+
+    @property
+    def failure(self) -> str | None:
+        return self._failure or None
+
+    def stats(self) -> Stats:
+        return self._stats
+
+    def submit(
+        self, ids: Sequence[int], sampling: Sampling, *, adapter: str | None = None, priority: int = 5
+    ) -> BuiltInStream:
+        """See ``protocol.Engine.submit``."""
+        if self._failure or self._closing:
+            raise EngineError(self._failure or "the engine takes nothing any more: it is being stopped")
+        check_prompt(ids, self.limits)
+        matcher = self._matcher(sampling)
+        stream = BuiltInStream(self)
+
+        def add() -> None:
+            stream.request = self._core.add(ids, sampling, matcher=matcher, priority=priority)
+            self._streams[stream.request] = stream
+
+        self._open.add(stream)
+        self._idle.clear()
+        self._give(add)
+        return stream
+
+    def forget(self, stream: BuiltInStream) -> None:
+        """End a request from outside."""
+
+        def abort() -> None:
+            if stream.request is not None and self._streams.pop(stream.request, None) is not None:
+                self._core.abort(stream.request)
+
+        self._close(stream)
+        self._give(abort)
+
+    async def drain(self) -> None:
+        """See ``protocol.Engine.drain``."""
+        self._closing = True
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """See ``protocol.Engine.stop``."""
+        self._closing = True
+        for stream in list(self._open):
+            stream.abort()
+        with self._wake:
+            self._commands.append(self._quit)
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _matcher(self, sampling: Sampling) -> Matcher | None:
+        if sampling.grammar is None:
+            return None
+        if self._grammars is None:
+            end = self._tokenizer.eos_token_id
+            self._grammars = GrammarCompiler(self._tokenizer, self.limits.vocab_size, end)
+        return self._grammars.compile(sampling.grammar)
+
+    def _close(self, stream: BuiltInStream) -> None:
+        self._open.discard(stream)
+        if not self._open:
+            self._idle.set()
+
+    def _give(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    # The engine's thread from here on.
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    while not self._commands and not self._core.scheduler.busy:
+                        self._wake.wait()
+                while self._commands:
+                    self._commands.popleft()()
+                self._publish(self._core.step())
+        except _QuitError:
+            return
+        except Exception as error:
+            _log.exception("the engine failed")
+            self._loop.call_soon_threadsafe(self._fail, f"the engine failed: {type(error).__name__}: {error}")
+
+    def _quit(self) -> None:
+        raise _QuitError
+
+    def _publish(self, events: list[tuple[Request, Event]]) -> None:
+        """Hand a step's events over in one go."""
+        news = [(self._streams[request], event) for request, event in events]
+        for request, event in events:
+            if event.finish is not None:
+                del self._streams[request]
+        self._loop.call_soon_threadsafe(self._deliver, news, self._core.stats())
+
+    def _deliver(self, news: list[tuple[BuiltInStream, Event]], stats: Stats) -> None:
+        self._stats = stats
+        for stream, event in news:
+            stream.put(event)
+            if event.finish is not None:
+                self._close(stream)
+
+    def _fail(self, message: str) -> None:
+        self._failure = message
+        for stream in list(self._open):
+            stream.wake()
+            self._close(stream)
+
+
+class _QuitError(Exception):
+    """Ends the engine's thread."""
