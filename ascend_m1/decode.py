@@ -27,6 +27,8 @@ from .inference import InferenceModel
 from .paged import BLOCK_SIZE, FILLERS, PagedCache
 from .steps import Chunk, Step, check_chunks, global_slots
 
+ROWS = 9  # of numbers that a decode step has for every sequence, see ``Buffers``
+
 
 class Decoder:
     """Decode steps of up to ``batch`` sequences.
@@ -134,20 +136,20 @@ def _sources() -> str:
 class Buffers:
     """A decode step's input where a graph looks for it: one int32 tensor on the device, filled by one copy.
 
-    Its rows are [batch] each: token, position, slot, ring slot, row, continues, length, ring length; then the block
-    table [batch, width] and the rings' blocks [batch, ring_blocks]. Where a step has fewer chunks, the rest are
+    Its rows are [batch] each: token, position, slot, ring slot, row, continues, length, ring length, adapter; then the
+    block table [batch, width] and the rings' blocks [batch, ring_blocks]. Where a step has fewer chunks, the rest are
     fillers: the first token of a sequence, each in a spare row and slots of its own.
     """
 
     def __init__(self, batch: int, width: int, cache: PagedCache, device: torch.device) -> None:
         self.batch, self.width, self.ring_width, self.cache = batch, width, cache.ring_blocks, cache
-        self.data = torch.zeros(batch * (8 + width + self.ring_width), dtype=torch.int32, device=device)
-        self.borders = [8 * batch, (8 + width) * batch]
+        self.data = torch.zeros(batch * (ROWS + width + self.ring_width), dtype=torch.int32, device=device)
+        self.borders = [ROWS * batch, (ROWS + width) * batch]
         rows = range(cache.rows, cache.rows + batch)
         slots = [cache.blocks * BLOCK_SIZE + i for i in range(batch)]
         ring_slots = [cache.ring_slot(row, 0) for row in rows]
         none, one = [0] * batch, [1] * batch
-        self.fillers = np.array([none, none, slots, ring_slots, rows, none, one, one], dtype=np.int32)
+        self.fillers = np.array([none, none, slots, ring_slots, rows, none, one, one, none], dtype=np.int32)
         self.ring_tables = np.array([cache.ring_table(row) for row in range(cache.rows + 1)], dtype=np.int32)
         self.pinned = is_accelerator(device)  # a copy from pinned memory need not be waited for
         self.ends = torch.arange(batch + 1, dtype=torch.int32, device=device)
@@ -167,10 +169,11 @@ class Buffers:
         numbers += rows
         numbers += [int(chunk.held > 0) for chunk in chunks]
         numbers += [*lengths, *rings]
+        numbers += [chunk.adapter for chunk in chunks]
         host = torch.empty(self.data.shape, dtype=torch.int32, pin_memory=self.pinned)
         values, blocks, ring_blocks = np.split(host.numpy(), self.borders)
-        values = values.reshape(8, self.batch)
-        values[:, :count] = np.array(numbers, dtype=np.int32).reshape(8, count)  # a table of lists is slow to make
+        values = values.reshape(ROWS, self.batch)
+        values[:, :count] = np.array(numbers, dtype=np.int32).reshape(ROWS, count)  # a table of lists is slow to make
         values[:, count:] = self.fillers[:, count:]
         blocks[:] = cache.blocks
         for row, chunk in zip(blocks.reshape(self.batch, -1)[:count], chunks, strict=True):
@@ -182,9 +185,9 @@ class Buffers:
 
     def step(self, lengths: Lengths, rings: Lengths) -> Step:
         """The step as views of the buffers."""
-        rows = self.data[: 8 * self.batch].view(8, self.batch)
+        rows = self.data[: ROWS * self.batch].view(ROWS, self.batch)
         tokens, positions, slots, ring_slots, state_rows, continues = rows[:6]
-        tables = self.data[8 * self.batch :].split([self.batch * self.width, self.batch * self.ring_width])
+        tables = self.data[ROWS * self.batch :].split([self.batch * self.width, self.batch * self.ring_width])
         table = TokenTable(positions, slots, self.ends[:-1], self.ends, state_rows, continues)
         ring = TokenTable(positions, ring_slots, self.ends[:-1], self.ends, state_rows, continues)
         return Step(
@@ -193,4 +196,5 @@ class Buffers:
             window_table=ring,
             global_keys=PagedKeys(tables[0].view(self.batch, -1), lengths, rows[6]),
             window_keys=PagedKeys(tables[1].view(self.batch, -1), rings, rows[7]),
+            adapters=rows[8],
         )

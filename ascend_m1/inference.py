@@ -26,6 +26,7 @@ from .errors import InputError
 from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from .paged import PagedCache, PagedLayer
 from .parts import LayerParts, ModelParts, model_parts
+from .projection import chosen_columns
 from .steps import Step, Window
 
 Table = tuple[Tensor, Tensor]  # cos and sin, float32 [positions, head_dim / 2]
@@ -41,17 +42,17 @@ class InferenceLayer(nn.Module):
         self.qkv, self.o, self.gate_up, self.down = parts.qkv, parts.o, parts.gate_up, parts.down
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, step: Step, rope: Table, cache: PagedLayer
+        self, x: Tensor, residual: Tensor | None, step: Step, rope: Table, cache: PagedLayer, chosen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """x, residual [T, hidden] -> the MLP's output and the residual to add to it."""
+        """x, residual [T, hidden], adapters chosen -> the MLP's output and the residual to add to it."""
         if residual is None:
             normed, residual = rms_norm(x, self.input_norm, self.eps), x
         else:
             normed, residual = add_rms_norm(x, residual, self.input_norm, self.eps)
-        attended = self.attend(self.qkv(normed), step, rope, cache)
-        x = self.o(attended.flatten(1))
+        attended = self.attend(self.qkv(normed, chosen), step, rope, cache)
+        x = self.o(attended.flatten(1), chosen)
         normed, residual = add_rms_norm(x, residual, self.post_norm, self.eps)
-        return self.down(swiglu_packed(self.gate_up(normed))), residual
+        return self.down(swiglu_packed(self.gate_up(normed, chosen)), chosen), residual
 
     def attend(self, packed: Tensor, step: Step, rope: Table, cache: PagedLayer) -> Tensor:
         """Packed projection [T, ...] -> [T, heads, head_dim]."""
@@ -91,6 +92,7 @@ class InferenceModel(nn.Module):
         self.embed, self.norm, self.head = parts.embed, parts.norm, parts.head
         self.layers = nn.ModuleList(InferenceLayer(layer, self.config.rms_norm_eps) for layer in parts.layers)
         self.head_scale = nn.Parameter(inverse_row_norm(self.head.detach()), requires_grad=False)
+        self.adapter_columns: nn.Parameter | None = None  # ``AdapterSlots`` sets it
         positions = torch.arange(max_length, device=self.embed.device)
         wide = torch.float64 if self.embed.dtype == torch.float64 else torch.float32
         self.rope = nn.ParameterDict()  # parameters, not buffers: a captured graph then uses them where they lie
@@ -110,10 +112,11 @@ class InferenceModel(nn.Module):
                 f"a sequence of {step.longest} tokens: the model was made for max_length={self.max_length}: raise it"
             )
         x = nn.functional.embedding(step.tokens, self.embed)
+        chosen = None if self.adapter_columns is None else chosen_columns(step.adapters, self.adapter_columns, x.dtype)
         residual: Tensor | None = None
         for spec, layer, layer_cache in zip(self.config.layer_specs, self.layers, cache.layers, strict=True):
             rope = (self.rope[f"cos_{spec.head_dim}"], self.rope[f"sin_{spec.head_dim}"])
-            x, residual = layer(x, residual, step, rope, layer_cache)
+            x, residual = layer(x, residual, step, rope, layer_cache, chosen)
         assert residual is not None
         if step.last is not None:
             x, residual = x.index_select(0, step.last), residual.index_select(0, step.last)

@@ -26,12 +26,14 @@ class Chunk:
     blocks: of global layers, enough for held + new tokens.
     held: tokens in the cache.
     tokens: the new ones' ids.
+    adapter: slot of its adapter; 0: none.
     """
 
     row: int
     blocks: Sequence[int]
     held: int
     tokens: Sequence[int]
+    adapter: int = 0
 
     @property
     def length(self) -> int:
@@ -59,13 +61,14 @@ class Window:
 class Step:
     """One forward's input.
 
-    tokens: int64 [T]. global_table, window_table: what the fused operator needs, slots of either kind of layer.
-    global_keys, window_keys: what paged attention needs. query_ends: None in a decode step. last: int64, the index of
-    each sequence's last token; None: all. window: None in a decode step. longest: tokens of the longest sequence, for
-    the model to check; 0 in a decode step, whose ``Decoder`` did.
+    tokens: int64 [T]. adapters: int32 [T], each token's slot. global_table, window_table: what the fused operator
+    needs, slots of either kind of layer. global_keys, window_keys: what paged attention needs. query_ends: None in a
+    decode step. last: int64, the index of each sequence's last token; None: all. window: None in a decode step.
+    longest: tokens of the longest sequence, for the model to check; 0 in a decode step, whose ``Decoder`` did.
     """
 
     tokens: Tensor
+    adapters: Tensor
     global_table: TokenTable
     window_table: TokenTable
     global_keys: PagedKeys
@@ -160,6 +163,7 @@ def prefill_step(chunks: Sequence[Chunk], cache: PagedCache, device: torch.devic
     keys = PagedKeys(_int32(blocks, device), [chunk.length for chunk in chunks])
     return Step(
         tokens=_int64(_flat([list(chunk.tokens) for chunk in chunks]), device),
+        adapters=_int32(_flat([[chunk.adapter] * len(chunk.tokens) for chunk in chunks]), device),
         global_table=table,
         window_table=replace(table, slots=_int32(window_slots, device)),
         global_keys=keys,

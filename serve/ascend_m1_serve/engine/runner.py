@@ -12,7 +12,7 @@ from ascend_m1.steps import Chunk, prefill_step
 
 from ..protocol import Logprob
 from .block_pool import BlockPool
-from .request import Request
+from .request import Request, blocks_for
 from .sampler import choose, is_plain
 from .scheduler import Plan
 from .store import PrefixStore, swap_in, swap_out
@@ -105,4 +105,5 @@ class Runner:
 def _chunk(request: Request, count: int) -> Chunk:
     assert request.row is not None
     tokens = request.ids[request.held : request.held + count]
-    return Chunk(request.row, request.blocks[: -(-(request.held + count) // BLOCK_SIZE)], request.held, tokens)
+    blocks = request.blocks[: blocks_for(request.held + count)]
+    return Chunk(request.row, blocks, request.held, tokens, request.slot)

@@ -1,0 +1,188 @@
+"""LoRA adapters from PEFT folders beside each other in one batch: y = W x + scale · B A x for each token's own A and B.
+
+All adapters' A are one matrix, a stripe of ``rank`` rows for each slot; so are the B. Every token is multiplied by all
+of them, which costs little beside W, and what its own adapter did not make is set to zero in between: no token waits
+for another's adapter, no weight is gathered, and a captured graph serves any mix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
+from .errors import CheckpointError, InputError
+from .inference import InferenceModel
+from .projection import Project
+from .weights import read_json
+
+# The projections of a layer: where PEFT finds their matrices, and which outputs each makes.
+TARGETS = {
+    "qkv": ("self_attn.W_pack",),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+_PREFIX = "base_model.model.model.layers."
+Pair = tuple[Tensor, Tensor]  # A [rank, in] and scale · B [out, rank]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter's matrices by layer and name (``TARGETS``), and its rank."""
+
+    rank: int
+    pairs: dict[tuple[int, str], Pair]
+
+
+def read_adapter(folder: Path, config: BaichuanM1Config) -> Adapter:
+    """An adapter as PEFT saves it.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read, or the adapter is not a plain LoRA of this model.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"adapter {folder} is not a directory: give the folder that holds adapter_config.json")
+    options = read_json(folder / "adapter_config.json")
+    rank, scale = _rank_and_scale(folder / "adapter_config.json", options)
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: save the adapter with PEFT's save_pretrained")
+    matrices: dict[tuple[int, str, str], Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  not a dict
+                matrices[_place(key, path)] = file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error
+    pairs: dict[tuple[int, str], Pair] = {}
+    for layer, target in dict.fromkeys((layer, target) for layer, target, _ in matrices):
+        found = [matrices.get((layer, target, which)) for which in ("lora_A", "lora_B")]
+        wanted = _shapes(config, layer, target, rank)
+        for matrix, which, shape in zip(found, ("lora_A", "lora_B"), wanted, strict=True):
+            if matrix is None or matrix.shape != shape:
+                have = "is missing" if matrix is None else f"has shape {list(matrix.shape)}"
+                raise CheckpointError(f"{path}: {which} of layer {layer}'s {target} {have}: expected {list(shape)}")
+        a, b = found
+        assert a is not None
+        assert b is not None
+        pairs[layer, target] = a, b.double() * scale
+    return Adapter(rank, pairs)
+
+
+def _rank_and_scale(path: Path, options: dict[str, Any]) -> tuple[int, float]:
+    kind = options.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{path}: peft_type={kind!r}: only LORA is served: merge other adapters into the model")
+    for name in ("bias", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        value = options.get(name)
+        if value and value != "none":
+            raise CheckpointError(
+                f"{path}: {name}={value!r}: not served beside other adapters: merge it into the model"
+            )
+    rank, alpha = options.get("r"), options.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise CheckpointError(f"{path}: r={rank!r}, lora_alpha={alpha!r}: both must be positive numbers")
+    return rank, alpha / (sqrt(rank) if options.get("use_rslora") else rank)
+
+
+def _place(key: str, path: Path) -> tuple[int, str, str]:
+    """Layer, target and lora_A or lora_B of a tensor."""
+    number, _, rest = key.removeprefix(_PREFIX).partition(".")
+    target, _, which = rest.removesuffix(".weight").rpartition(".")
+    targets = {target for names in TARGETS.values() for target in names}
+    if not key.startswith(_PREFIX) or target not in targets or which not in ("lora_A", "lora_B"):
+        raise CheckpointError(f"{path}: {key}: only {', '.join(sorted(targets))} of the layers can have an adapter")
+    return int(number), target, which
+
+
+def _sizes(config: BaichuanM1Config, spec: LayerSpec, target: str) -> tuple[int, int]:
+    """Inputs and outputs of a matrix."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return {
+        "self_attn.W_pack": (hidden, spec.q_size + 2 * spec.kv_size),
+        "self_attn.o_proj": (spec.q_size, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }[target]
+
+
+def _shapes(config: BaichuanM1Config, layer: int, target: str, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    if layer >= len(config.layer_specs):
+        return (rank, 0), (0, rank)  # no such layer: no shape fits
+    inputs, outputs = _sizes(config, config.layer_specs[layer], target)
+    return (rank, inputs), (outputs, rank)
+
+
+class AdaptedProjection(nn.Module):
+    """A projection and the stripes of all adapters, which are zero where a slot is empty.
+
+    Args:
+        base: without adapters.
+        sizes: inputs and outputs of each matrix in it; their outputs lie side by side.
+        columns: slots · rank.
+    """
+
+    def __init__(self, base: Project, sizes: list[tuple[int, int]], columns: int, like: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.a = nn.ParameterList(_zeros(like, columns, inputs) for inputs, _ in sizes)
+        self.b = nn.ParameterList(_zeros(like, outputs, columns) for _, outputs in sizes)
+
+    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
+        y = self.base(x)
+        if chosen is None:
+            return y
+        linear = nn.functional.linear
+        parts = [linear(linear(x, a) * chosen, b) for a, b in zip(self.a, self.b, strict=True)]
+        return y + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+
+
+def _zeros(like: Tensor, rows: int, columns: int) -> nn.Parameter:
+    return nn.Parameter(like.new_zeros(rows, columns), requires_grad=False)
+
+
+class AdapterSlots:
+    """Room for ``count`` adapters of at most ``rank`` in a model for serving, whose projections it replaces.
+
+    Slots are 1 to ``count``; 0 is the model itself.
+    """
+
+    def __init__(self, model: InferenceModel, count: int, rank: int) -> None:
+        if count < 1 or rank < 1:
+            raise InputError(f"adapters={count}, adapter_rank={rank}: give 1 or more of each")
+        self.model, self.count, self.rank = model, count, rank
+        slots = torch.arange(1, count + 1, dtype=torch.int32, device=model.embed.device)
+        model.adapter_columns = nn.Parameter(slots.repeat_interleave(rank), requires_grad=False)
+        for spec, layer in zip(model.config.layer_specs, model.layers, strict=True):
+            for name, targets in TARGETS.items():
+                sizes = [_sizes(model.config, spec, target) for target in targets]
+                setattr(layer, name, AdaptedProjection(getattr(layer, name), sizes, count * rank, model.embed))
+
+    @torch.no_grad()
+    def write(self, slot: int, adapter: Adapter | None) -> None:
+        """Put an adapter into a slot; None: empty it.
+
+        Raises:
+            InputError: its rank is larger than there is room for.
+        """
+        if adapter is not None and adapter.rank > self.rank:
+            raise InputError(f"the adapter has rank {adapter.rank}: there is room for {self.rank}: raise adapter_rank")
+        stripe = slice((slot - 1) * self.rank, slot * self.rank)
+        for index, layer in enumerate(self.model.layers):
+            for name, targets in TARGETS.items():
+                projection = getattr(layer, name)
+                for a, b, target in zip(projection.a, projection.b, targets, strict=True):
+                    a[stripe].zero_()
+                    b[:, stripe].zero_()
+                    pair = None if adapter is None else adapter.pairs.get((index, target))
+                    if pair is not None:
+                        first = slice(stripe.start, stripe.start + len(pair[0]))
+                        a[first], b[:, first] = pair[0].to(a), pair[1].to(b)
