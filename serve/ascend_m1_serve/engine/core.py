@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random, SystemRandom
 
+from ascend_m1.adapters import AdapterSlots
 from ascend_m1.errors import InputError
 from ascend_m1.inference import InferenceModel
 from ascend_m1.paged import BLOCK_SIZE, PagedCache
@@ -32,6 +33,7 @@ class EngineOptions:
         chunk: tokens in a prefill forward.
         prefix_caching: keep full blocks for requests that begin alike.
         graph: how decode steps run, see ``ascend_m1.graphs``; None: the fastest that needs no compiler.
+        adapters: LoRA adapters loaded at the same time. adapter_rank: the largest rank of one.
     """
 
     max_length: int
@@ -40,12 +42,16 @@ class EngineOptions:
     chunk: int = 512
     prefix_caching: bool = True
     graph: str | None = None
+    adapters: int = 0
+    adapter_rank: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_sequences", "blocks", "chunk"):
+        for name in ("max_length", "max_sequences", "blocks", "chunk", "adapter_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}={value}: give 1 or more")
+        if self.adapters < 0:
+            raise InputError(f"adapters={self.adapters}: give 0 or more")
 
 
 @dataclass
@@ -53,6 +59,7 @@ class Core:
     """Schedule, run, hand out; all in the caller's thread.
 
     Attributes:
+        slots: of LoRA adapters; None: there is no room for any.
         totals: since the start; ``stats`` adds the present.
     """
 
@@ -60,6 +67,7 @@ class Core:
     scheduler: Scheduler
     pool: BlockPool
     limits: Limits
+    slots: AdapterSlots | None = None
     totals: Stats = field(default_factory=Stats)
     _arrived: int = 0
 
@@ -196,6 +204,7 @@ def make_core(model: InferenceModel, options: EngineOptions) -> Core:
         devices=1,
         device=weight.device.type,
     )
+    slots = AdapterSlots(model, options.adapters, options.adapter_rank) if options.adapters else None
     runner = Runner(model, cache, pool, options.max_length, options.graph, options.prefix_caching)
     scheduler = Scheduler(pool, options.max_sequences, options.chunk, options.prefix_caching)
-    return Core(runner, scheduler, pool, limits)
+    return Core(runner, scheduler, pool, limits, slots)

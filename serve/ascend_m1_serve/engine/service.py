@@ -7,10 +7,15 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
+
+from ascend_m1.adapters import read_adapter
 
 from ..errors import EngineError
 from ..protocol import Event, Limits, Sampling, Stats
+from .adapter_table import AdapterTable, Loaded
 from .core import Core, check_prompt
 from .grammar import GrammarCompiler, Matcher
 from .request import Request
@@ -21,8 +26,8 @@ _log = logging.getLogger(__name__)
 class BuiltInStream:
     """The events of one request. Not for two listeners."""
 
-    def __init__(self, engine: BuiltInEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: BuiltInEngine, adapter: Loaded | None) -> None:
+        self._engine, self.adapter = engine, adapter
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
         self._ended = False
@@ -76,9 +81,11 @@ class BuiltInEngine:
         self._wake = threading.Condition()
         self._streams: dict[Request, BuiltInStream] = {}  # the engine's thread's
         self._open: set[BuiltInStream] = set()  # the event loop's
+        self._news = asyncio.Event()  # a request has ended
         self._idle = asyncio.Event()
         self._idle.set()
         self._grammars: GrammarCompiler | None = None
+        self._adapters = AdapterTable(core.slots.count if core.slots else 0)
         self._stats = core.stats()
         self._closing, self._failure = False, ""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -102,13 +109,17 @@ class BuiltInEngine:
         if self._failure or self._closing:
             raise EngineError(self._failure or "the engine takes nothing any more: it is being stopped")
         check_prompt(ids, self.limits)
+        loaded = None if adapter is None else self._adapters.find(adapter)
         matcher = self._matcher(sampling)
-        stream = BuiltInStream(self)
+        stream = BuiltInStream(self, loaded)
+        slot, root = (0, b"") if loaded is None else (loaded.slot, loaded.root)
 
         def add() -> None:
-            stream.request = self._core.add(ids, sampling, matcher=matcher, priority=priority)
+            stream.request = self._core.add(ids, sampling, matcher=matcher, slot=slot, root=root, priority=priority)
             self._streams[stream.request] = stream
 
+        if loaded is not None:
+            loaded.users += 1
         self._open.add(stream)
         self._idle.clear()
         self._give(add)
@@ -123,6 +134,31 @@ class BuiltInEngine:
 
         self._close(stream)
         self._give(abort)
+
+    async def add_adapter(self, name: str, path: str) -> None:
+        """See ``protocol.Engine.add_adapter``."""
+        loaded, slots = self._adapters.reserve(name), self._core.slots
+        assert slots is not None
+        try:
+            adapter = await asyncio.to_thread(read_adapter, Path(path), slots.model.config)
+            await self._ask(lambda: slots.write(loaded.slot, adapter))
+        except BaseException:
+            del self._adapters.loaded[name]
+            self._adapters.give_back(loaded)
+            raise
+
+    async def remove_adapter(self, name: str) -> None:
+        """See ``protocol.Engine.remove_adapter``."""
+        loaded = self._adapters.find(name)
+        del self._adapters.loaded[name]  # no new request finds it
+        while loaded.users:
+            self._news.clear()
+            await self._news.wait()
+        self._adapters.give_back(loaded)
+
+    def adapters(self) -> list[str]:
+        """See ``protocol.Engine.adapters``."""
+        return sorted(self._adapters.loaded)
 
     async def drain(self) -> None:
         """See ``protocol.Engine.drain``."""
@@ -148,7 +184,12 @@ class BuiltInEngine:
         return self._grammars.compile(sampling.grammar)
 
     def _close(self, stream: BuiltInStream) -> None:
-        self._open.discard(stream)
+        if stream not in self._open:
+            return
+        self._open.remove(stream)
+        if stream.adapter is not None:
+            stream.adapter.users -= 1
+        self._news.set()
         if not self._open:
             self._idle.set()
 
@@ -156,6 +197,21 @@ class BuiltInEngine:
         with self._wake:
             self._commands.append(command)
             self._wake.notify()
+
+    async def _ask(self, command: Callable[[], None]) -> None:
+        """Let the engine's thread do it between two steps."""
+        done: Future[None] = Future()
+
+        def answer() -> None:
+            try:
+                command()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._give(answer)
+        await asyncio.wrap_future(done)
 
     # The engine's thread from here on.
 
