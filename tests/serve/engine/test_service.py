@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
-from ascend_m1.errors import InputError
+from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1_serve.engine.core import Core
 from ascend_m1_serve.engine.service import BuiltInEngine
 from ascend_m1_serve.errors import EngineError
 from ascend_m1_serve.protocol import Event, Sampling, Stream
 
 from ...model.golden import load_model, load_prompts
+from ...model.test_adapters import save_adapter
 from .run import core_of
 
 CASE = "published-ratio"
@@ -128,3 +131,79 @@ def test_prompts_that_cannot_be_run(ids: list[int], message: str) -> None:
         await engine.drain()
 
     serve(scenario)
+
+
+def test_adapters_are_chosen_per_request(tmp_path: Path) -> None:
+    """Mixed in one batch, each as if it were alone; prompts are not found across adapters; places are used again."""
+    folders = {name: str(save_adapter(tmp_path / name, seed)) for seed, name in enumerate(("a", "b"))}
+    prompt = ([token for ids, _, _ in load_prompts(CASE) for token in ids.tolist()] * 3)[:200]
+    options = {"adapters": 1, "max_sequences": 4}
+
+    async def answer(engine: BuiltInEngine, adapter: str | None) -> list[int]:
+        return [
+            token for event in await collect(engine.submit(prompt, SHORT, adapter=adapter)) for token in event.tokens
+        ]
+
+    wanted: dict[str | None, list[int]] = {}
+
+    async def one_by_one(engine: BuiltInEngine) -> None:
+        wanted[None] = await answer(engine, None)
+        for name, folder in folders.items():
+            await engine.add_adapter(name, folder)
+            assert engine.adapters() == [name]
+            wanted[name] = await answer(engine, name)
+            await engine.remove_adapter(name)
+
+    serve(one_by_one, core_of(copy.deepcopy(load_model(CASE)), **options))
+    assert len(set(map(tuple, wanted.values()))) == 3
+
+    async def together(engine: BuiltInEngine) -> None:
+        for name, folder in folders.items():
+            await engine.add_adapter(name, folder)
+        which = [None, "a", "b", "a", None, "b"]
+        answers = await asyncio.gather(*(answer(engine, name) for name in which))
+        assert answers == [wanted[name] for name in which]
+
+    serve(together, core_of(copy.deepcopy(load_model(CASE)), **options | {"adapters": 2}))
+
+
+def test_adapters_that_cannot_be_used(tmp_path: Path) -> None:
+    folder = str(save_adapter(tmp_path / "a", 1))
+
+    async def scenario(engine: BuiltInEngine) -> None:
+        with pytest.raises(InputError, match="'a' is not loaded: loaded are: none"):
+            engine.submit([1], SHORT, adapter="a")
+        with pytest.raises(CheckpointError, match="is not a directory"):
+            await engine.add_adapter("a", str(tmp_path / "missing"))
+        await engine.add_adapter("a", folder)
+        with pytest.raises(InputError, match="'a' is loaded already"):
+            await engine.add_adapter("a", folder)
+        with pytest.raises(InputError, match="all 1 places are taken"):
+            await engine.add_adapter("b", folder)
+        with pytest.raises(InputError, match="'b' is not loaded: loaded are: a"):
+            await engine.remove_adapter("b")
+
+    serve(scenario, core_of(copy.deepcopy(load_model(CASE)), adapters=1))
+
+    async def without(engine: BuiltInEngine) -> None:
+        with pytest.raises(InputError, match="give --max-adapters"):
+            await engine.add_adapter("a", folder)
+
+    serve(without)
+
+
+def test_an_adapter_in_use_is_forgotten_when_its_requests_end(tmp_path: Path) -> None:
+    folder = str(save_adapter(tmp_path / "a", 1))
+
+    async def scenario(engine: BuiltInEngine) -> None:
+        await engine.add_adapter("a", folder)
+        stream = engine.submit([1, 2, 3], SHORT, adapter="a")
+        removing = asyncio.create_task(engine.remove_adapter("a"))
+        await asyncio.sleep(0)
+        with pytest.raises(InputError, match="not loaded"):
+            engine.submit([1], SHORT, adapter="a")
+        assert len(await collect(stream)) == 24
+        await removing
+        await engine.add_adapter("a", folder)
+
+    serve(scenario, core_of(copy.deepcopy(load_model(CASE)), adapters=1))
