@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import NoReturn
 
 from ..errors import AscendM1Error, InputError
@@ -35,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
         command.add_parser(commands)
+    for entry in entry_points(group="ascend_m1.commands"):  # of packages that stand above this one
+        entry.load()(commands)
     return parser
 
 
