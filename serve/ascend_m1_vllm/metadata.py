@@ -77,7 +77,8 @@ class StateMetadataBuilder(ShortConvAttentionMetadataBuilder):
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.fused = vllm_config.compilation_config.static_forward_context[layer_names[0]].fused
+        layers = vllm_config.compilation_config.static_forward_context
+        self.fused = any(layers[name].fused for name in layer_names)  # by head_dim: others need no table
         if self.fused:  # a captured graph finds its numbers in these
             limits = vllm_config.scheduler_config
             room = max(limits.max_num_batched_tokens, limits.max_num_seqs)

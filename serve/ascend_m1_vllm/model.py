@@ -152,6 +152,7 @@ class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Su
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
+        self.filled = False  # with a checkpoint
         config: BaichuanM1Config = vllm_config.model_config.hf_config
         self.config = config
         self.model = BaichuanM1Model(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
@@ -181,7 +182,9 @@ class BaichuanM1ForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Su
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        return load_weights(self, weights)
+        filled = load_weights(self, weights, whole=not self.filled)
+        self.filled = True
+        return filled
 
     # The state cache, which vLLM sizes before it builds the model.
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
 
 from ascend_m1.errors import InputError
 
@@ -31,6 +32,8 @@ class StartChecks(VerifyAndUpdateConfig):
             )
         from .platform import own_layers
 
+        if current_platform.device_type == "npu" and vllm_config.model_config.hf_config.sliding_window == 1:
+            raise InputError("sliding_window=1: vllm-ascend takes a window of the query's own key alone for none")
         model_config, parallel_config = vllm_config.model_config, vllm_config.parallel_config
         row = own_layers(vllm_config)[0].row
         # From this and the state's size vllm-ascend computes the tokens of a block; heads may be padded in the cache.

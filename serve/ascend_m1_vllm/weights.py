@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import is_pp_missing_parameter
 
@@ -19,25 +19,45 @@ _STACKED = ((".gate_proj.", ".gate_up_proj.", 0), (".up_proj.", ".gate_up_proj."
 _TAPS = ((".conv_k", 0), (".conv_v", 1))
 
 
-def load_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+def load_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]], whole: bool = True) -> set[str]:
     """Fill this rank's share; returns the names of the parameters that were filled.
 
+    Args:
+        whole: these are all of a checkpoint's tensors, not some that replace those of a running model.
+
     Raises:
-        CheckpointError: a tensor has no place in the model. What is missing was found by ``start`` or is by vLLM.
+        CheckpointError: a tensor has no place in the model or another shape, or one is missing. ``start`` finds this
+            earlier in a local folder that is not quantised; vLLM does not look at what it may process after loading.
     """
     parameters = dict(model.named_parameters())
-    loaded: set[str] = set()
+    filled: set[tuple[str, int]] = set()
     for name, tensor in weights:
         if name.endswith("rotary_emb.inv_freq"):  # older files store it; computed from the config here
             continue
-        target = _load(model, parameters, name, tensor)
-        if target is not None:
-            loaded.add(target)
-    return loaded
+        place = _load(model, parameters, name, tensor)
+        if place is not None:
+            filled.add(place)
+    if whole:
+        refuse_gaps(parameters, filled)
+    return {target for target, _ in filled}
 
 
-def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tensor: Tensor) -> str | None:
-    """The parameter that took the tensor; None: it belongs to another pipeline stage."""
+def refuse_gaps(parameters: Iterable[str], filled: set[tuple[str, int]]) -> None:
+    """Every weight and filter needs its tensors; a quantised layer's other parameters are its method's business."""
+    for target in parameters:
+        if not target.endswith((".weight", ".conv.taps")):
+            continue
+        names = [name.strip(".") for name, stacked, _ in _STACKED if stacked in target]
+        names = [name.strip(".") for name, _ in _TAPS] if target.endswith(".conv.taps") else names
+        for shard, name in enumerate(names or ["it"]):
+            if (target, shard) not in filled:
+                raise CheckpointError(
+                    f"parameter {target}: {name} is missing from the checkpoint: copy it again from the source"
+                )
+
+
+def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tensor: Tensor) -> tuple[str, int] | None:
+    """The parameter that took the tensor, and which part of it; None: it belongs to another pipeline stage."""
     target, shard = name, None
     for stored, stacked, index in _STACKED:
         if stored in name:
@@ -55,7 +75,7 @@ def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tens
     if target.endswith(".conv.taps"):
         convolution = model.get_submodule(target.removesuffix(".taps"))
         assert isinstance(convolution, StateConvolution)
-        load_taps(convolution.layer, parameter, tensor, shard or 0)
+        load_taps(convolution.layer, parameter, tensor, shard or 0, name)
     elif shard is not None:
         loader: Callable[..., None] = parameter.weight_loader  # type: ignore[attr-defined]  # vLLM's parameters have it
         loader(parameter, tensor, shard)
@@ -63,11 +83,15 @@ def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tens
         if name == "lm_head.weight":  # NormHead: logits are x · normalize(row), so the rows are normalised once, here
             tensor = nn.functional.normalize(tensor.float(), dim=-1)  # rounded to the layer's dtype, not the file's
         getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
-    return target
+    return target, shard or 0
 
 
 @torch.no_grad()
-def load_taps(layer: RankLayer, taps: nn.Parameter, tensor: Tensor, index: int) -> None:
+def load_taps(layer: RankLayer, taps: nn.Parameter, tensor: Tensor, index: int, name: str) -> None:
     """A published filter [1, 1, kv_heads, 1, 2] of k (index 0) or v (1): the heads of this rank."""
+    ranks = get_tensor_model_parallel_world_size()
+    wanted = [1, 1, layer.kv_heads * ranks // layer.replicas, 1, 2]
+    if list(tensor.shape) != wanted:
+        raise CheckpointError(f"tensor {name} has shape {list(tensor.shape)}: expected {wanted}")
     first = get_tensor_model_parallel_rank() // layer.replicas * layer.kv_heads
     taps.data[index].copy_(tensor.view(-1, 2)[first : first + layer.kv_heads])

@@ -14,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ascend_m1.errors import CheckpointError
+from ascend_m1_vllm.weights import refuse_gaps
+
 from ..model.golden import ROOT
 from .forks import run_module
 from .server import SERVER, environment
@@ -80,6 +83,24 @@ def test_the_last_line_says_why(change: Change, options: tuple[str, ...], reason
     status, output = run_module(SERVER, ["--model", str(model), "--skip-tokenizer-init", *options], tmp_path)
     assert status != 0
     assert output.splitlines()[-1].startswith(HEAD + reason.format(model=model))
+
+
+def test_every_part_of_a_parameter_is_asked_for() -> None:
+    """Where the files were not looked at before: vLLM does not see what is missing in a layer that it may process."""
+    parameters = ["a.gate_up_proj.weight", "a.conv.taps", "a.o_proj.weight", "a.o_proj.weight_scale"]
+    filled = {("a.gate_up_proj.weight", 0), ("a.gate_up_proj.weight", 1), ("a.conv.taps", 0), ("a.conv.taps", 1)}
+    filled.add(("a.o_proj.weight", 0))
+    refuse_gaps(parameters, filled)
+    missing = {
+        ("a.gate_up_proj.weight", 1): "up_proj",
+        ("a.conv.taps", 0): "conv_k",
+        ("a.o_proj.weight", 0): "it",
+    }
+    for place, name in missing.items():
+        with pytest.raises(
+            CheckpointError, match=f"^parameter {place[0]}: {name} is missing from the checkpoint: copy"
+        ):
+            refuse_gaps(parameters, filled - {place})
 
 
 def test_a_newer_vllm_than_tried(tmp_path: Path) -> None:
