@@ -10,7 +10,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/cuda" in item.path.as_posix():
             item.add_marker(pytest.mark.cuda)
-            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"))
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="hardware: needs an NVIDIA GPU"))
 
 
 @pytest.fixture(autouse=True)
