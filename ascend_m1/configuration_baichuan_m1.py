@@ -90,6 +90,8 @@ class BaichuanM1Config(PretrainedConfig):
             if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
                 raise ConfigError(f"{name}={dtype!r}: give one of {', '.join(DTYPES)}")
         self._validate()
+        if not self.sliding_window_layers:
+            self.sliding_window = None  # readers that know one window for all layers would apply it
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -109,8 +111,6 @@ class BaichuanM1Config(PretrainedConfig):
 
     def _refuse_foreign(self, fields: dict[str, Any]) -> None:
         """Fields of other models that would change what is computed, if they were honoured."""
-        if fields.get("quantization_config") is not None:
-            raise ConfigError("quantization_config: quantized checkpoints are not supported: give the original one")
         plain: list[object] = [{"rope_type": "default"}, {"type": "default"}]
         plain.append({"rope_type": "default", "rope_theta": self.rope_theta})
         for name in ("rope_scaling", "rope_parameters"):
@@ -176,8 +176,13 @@ class BaichuanM1Config(PretrainedConfig):
         return tuple(self._layer_spec(i) for i in range(self.num_hidden_layers))
 
     @property
-    def layer_types(self) -> list[str]:
-        """transformers' names of the layer kinds, in order."""
+    def layer_types(self) -> list[str] | None:
+        """transformers' names of the layer kinds, in order; None: all are global.
+
+        vLLM takes a model of "full_attention" alone for one without state, which the convolution has.
+        """
+        if not self.sliding_window_layers:
+            return None
         names = {"global": "full_attention", "window": "sliding_attention"}
         return [names[spec.kind] for spec in self.layer_specs]
 

@@ -16,6 +16,7 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _DERIVED = "rotary_emb.inv_freq"  # computed from the config here; older files store it
 _FLOATS = {"F64", "F32", "F16", "BF16"}
+_UNQUANTISED = (".conv_k", ".conv_v", "norm.weight")
 _FETCH = "copy it again from the source"
 
 
@@ -48,9 +49,10 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
     config = kwargs.get("config")
     if not isinstance(config, BaichuanM1Config):
         config = BaichuanM1Config.from_dict(read_json(folder / "config.json"))
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConfigError("quantization_config: quantized checkpoints are not supported: give the original one")
     shapes = stored_shapes(folder)
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
+    expected = expected_shapes(config, model_class)
     prefix = getattr(model_class, "base_model_prefix", "")
     # A checkpoint of the base model has no prefix, one with a head has; either loads into either class.
     present = {name.removeprefix(f"{prefix}."): found for name, found in shapes.items()}
@@ -62,18 +64,39 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
                 "use the config.json and the weights of one checkpoint"
             )
     for name, shape in expected.items():
-        found = present.get(name.removeprefix(f"{prefix}."))
-        if found is None:
-            raise CheckpointError(f"{folder}: tensor {name} is missing from its shards: {_FETCH}")
-        if found[0] != shape:
-            raise CheckpointError(
-                f"{found[1]}: tensor {name} has shape {list(found[0])}, config.json asks for {list(shape)}: "
-                "use the config.json and the weights of one checkpoint"
-            )
+        _require(folder, name, shape, present.get(name.removeprefix(f"{prefix}.")))
 
 
-def stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
-    """Shape and file of every tensor in a directory's safetensors shards, from their headers alone."""
+def check_unquantised(folder: Path, model_class: type, config: BaichuanM1Config) -> None:
+    """As ``check_checkpoint``, of a quantised directory's norms and filters, which no method quantises."""
+    shapes = stored_shapes(folder, dtypes=None)
+    for name, shape in expected_shapes(config, model_class).items():
+        if name.endswith(_UNQUANTISED):
+            _require(folder, name, shape, shapes.get(name))
+
+
+def expected_shapes(config: BaichuanM1Config, model_class: Any) -> dict[str, tuple[int, ...]]:
+    """Of every tensor that the model has."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
+
+
+def _require(folder: Path, name: str, shape: tuple[int, ...], found: tuple[tuple[int, ...], Path] | None) -> None:
+    if found is None:
+        raise CheckpointError(f"{folder}: tensor {name} is missing from its shards: {_FETCH}")
+    if found[0] != shape:
+        raise CheckpointError(
+            f"{found[1]}: tensor {name} has shape {list(found[0])}, config.json asks for {list(shape)}: "
+            "use the config.json and the weights of one checkpoint"
+        )
+
+
+def stored_shapes(folder: Path, dtypes: set[str] | None = _FLOATS) -> dict[str, tuple[tuple[int, ...], Path]]:
+    """Shape and file of every tensor in a directory's safetensors shards, from their headers alone.
+
+    Args:
+        dtypes: those that are taken, in safetensors' words; None: all.
+    """
     shards = _shards(folder)
     shapes: dict[str, tuple[tuple[int, ...], Path]] = {}
     for shard in shards:
@@ -83,7 +106,7 @@ def stored_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
             with safe_open(shard, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (not a dict)
                     stored = tensors.get_slice(name)
-                    if stored.get_dtype() not in _FLOATS:
+                    if dtypes is not None and stored.get_dtype() not in dtypes:
                         raise CheckpointError(
                             f"{shard}: tensor {name} is stored as {stored.get_dtype()}: give a checkpoint in float32, "
                             "bfloat16 or float16"

@@ -71,7 +71,7 @@ case $suite in
     vllm)
         make_environment .venvs/vllm vllm --editable . --requirement requirements/vllm.txt
         remove_vision .venvs/vllm
-        run_tests .venvs/vllm tests/vllm "$@"
+        run_tests .venvs/vllm "-n 2 --dist worksteal tests/vllm" "$@"
         ;;
     vllm-ascend)
         make_environment .venvs/vllm-ascend vllm-ascend --editable . --requirement requirements/vllm-ascend.txt

@@ -55,7 +55,7 @@ class BaichuanM1Attention(nn.Module):
             prefix=prefix,
         )
         if layer.window is not None and current_platform.device_type == "npu":
-            # vllm-ascend hands it to the operator as keys before the query's own: docs/vllm-ascend-window.md
+            # vllm-ascend 0.23 hands it to the operator as keys before the query's own: docs/vllm-ascend-window.md
             part.impl.sliding_window = layer.window - 1
         return part
 

@@ -99,7 +99,9 @@ class StateConvolution(nn.Module, MambaBase):
     def _exchange(self, kv: Tensor, before: Tensor, metadata: StateMetadata) -> None:
         """kv [tokens, 2 · kv_size]: into ``before`` the row before each, from the state for a chunk's first; the last
         of each chunk into the state."""
-        state, chunks = self._state(), metadata.chunks or find_chunks(metadata)
+        if metadata.chunks is None:
+            metadata.chunks = find_chunks(metadata)
+        state, chunks = self._state(), metadata.chunks
         if chunks.ends is None:
             count = chunks.rows.shape[0]  # the rest is padding
             kv, before = kv[:count], before[:count]

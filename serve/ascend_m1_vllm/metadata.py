@@ -38,7 +38,8 @@ class StateMetadata(ShortConvAttentionMetadata):
 
     Attributes:
         table: for the fused operator, whose cache is an attention's input: token i goes to slot i.
-        chunks: without it, on a CPU; elsewhere a captured graph must find them itself, in vLLM's buffers.
+        chunks: without it. On a CPU they are known here; elsewhere the first layer finds them, so that a captured graph
+            reads them from vLLM's buffers, and the others take what it found.
     """
 
     table: TokenTable | None = None

@@ -86,11 +86,15 @@ class BaichuanM1Model(nn.Module):
         config: BaichuanM1Config = vllm_config.model_config.hf_config
         self.specs = config.layer_specs
         layers = own_layers(vllm_config)
-        self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size,
-            config.hidden_size,
-            quant_config=vllm_config.quant_config,
-            prefix=f"{prefix}.embed_tokens",
+        self.embed_tokens = (
+            VocabParallelEmbedding(
+                config.vocab_size,
+                config.hidden_size,
+                quant_config=vllm_config.quant_config,
+                prefix=f"{prefix}.embed_tokens",
+            )
+            if get_pp_group().is_first_rank
+            else PPMissingLayer()
         )
         self.start_layer, self.end_layer, self.layers = make_layers(
             config.num_hidden_layers,

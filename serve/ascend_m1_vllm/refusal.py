@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ascend_m1.errors import AscendM1Error
-
 
 class StartError(RuntimeError):
     """What cannot be served, in one line.
@@ -19,6 +17,8 @@ class StartError(RuntimeError):
 @contextmanager
 def refusing() -> Iterator[None]:
     """Errors of ``ascend_m1`` become ``StartError``; also a decorator."""
+    from ascend_m1.errors import AscendM1Error
+
     try:
         yield
     except AscendM1Error as error:

@@ -75,7 +75,8 @@ def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tens
     if target.endswith(".conv.taps"):
         convolution = model.get_submodule(target.removesuffix(".taps"))
         assert isinstance(convolution, StateConvolution)
-        load_taps(convolution.layer, parameter, tensor, shard or 0, name)
+        ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        load_taps(parameter[shard or 0], tensor, convolution.layer, ranks, rank, name)
     elif shard is not None:
         loader: Callable[..., None] = parameter.weight_loader  # type: ignore[attr-defined]  # vLLM's parameters have it
         loader(parameter, tensor, shard)
@@ -87,11 +88,10 @@ def _load(model: nn.Module, parameters: dict[str, nn.Parameter], name: str, tens
 
 
 @torch.no_grad()
-def load_taps(layer: RankLayer, taps: nn.Parameter, tensor: Tensor, index: int, name: str) -> None:
-    """A published filter [1, 1, kv_heads, 1, 2] of k (index 0) or v (1): the heads of this rank."""
-    ranks = get_tensor_model_parallel_world_size()
+def load_taps(taps: Tensor, tensor: Tensor, layer: RankLayer, ranks: int, rank: int, name: str) -> None:
+    """A published filter [1, 1, kv_heads, 1, 2]: those of a rank's heads into ``taps`` [kv_heads, 2]."""
     wanted = [1, 1, layer.kv_heads * ranks // layer.replicas, 1, 2]
     if list(tensor.shape) != wanted:
         raise CheckpointError(f"tensor {name} has shape {list(tensor.shape)}: expected {wanted}")
-    first = get_tensor_model_parallel_rank() // layer.replicas * layer.kv_heads
-    taps.data[index].copy_(tensor.view(-1, 2)[first : first + layer.kv_heads])
+    first = rank // layer.replicas * layer.kv_heads
+    taps.copy_(tensor.view(-1, 2)[first : first + layer.kv_heads])

@@ -35,17 +35,47 @@ def test_a_prefix_hit_equals_a_miss(case: str, tmp_path: Path) -> None:
         assert hit["logprobs"] == pytest.approx(miss["logprobs"], abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("caching", [False, True])
-def test_preempted_requests_go_on_as_if_nothing_had_been(caching: bool, tmp_path: Path) -> None:
-    case = "page-ratio"
-    few = {"num_gpu_blocks_override": 56, "block_size": 32, "max_model_len": 352}
+@pytest.mark.parametrize("case", [case for case in CASES if case not in SHARED])
+def test_answers_are_found_again(case: str, tmp_path: Path) -> None:
+    """Prompts shorter than a block of 128 tokens go on with the model's own answer, whose beginning is golden."""
+    wanted = [own_answer(case, prompt, 150) for prompt in golden_job(case).prompts]
+    assert [tokens[:24] for tokens in wanted] == continuations(case)
+    job = golden_job(case, ("one by one", "together"), enable_prefix_caching=True)
+    job.prompts[:] = [prompt + tokens[:130] for prompt, tokens in zip(job.prompts, wanted, strict=True)]
+    job.sampling["max_tokens"] = 20
+    first, again = run(job, tmp_path)["rounds"]
+    for answers in (first, again):
+        assert [sample["tokens"] for sample in answers] == [tokens[130:] for tokens in wanted]
+    assert sum(sample["cached"] for sample in again) >= 128 * len(job.prompts)
+
+
+@torch.no_grad()
+def own_answer(case: str, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens of the project's own model."""
+    out = load_model(case).generate(
+        torch.tensor([prompt]), max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    tokens: list[int] = out[0, len(prompt) :].tolist()
+    return tokens
+
+
+# Blocks of 32 tokens, too few for the requests that are let in: they outgrow the room of their prompts.
+FEW = {"global-only": 10, "hybrid": 24, "page-equal": 24, "page-ratio": 24, "published-ratio": 24, "window-only": 10}
+
+
+@pytest.mark.parametrize(("case", "caching"), [*((case, False) for case in CASES), ("page-ratio", True)])
+def test_preempted_requests_go_on_as_if_nothing_had_been(case: str, caching: bool, tmp_path: Path) -> None:
+    length = 352 if case in SHARED else 160
+    few = {"num_gpu_blocks_override": 56 if caching else FEW[case], "block_size": 32, "max_model_len": length}
     job = golden_job(case, ("one by one", "together"), enable_prefix_caching=caching, **few)
-    job.sampling["max_tokens"] = 100  # so that requests outgrow the room they were let in with
+    count = len(job.prompts)
+    job.prompts.extend(job.prompts[-1:] * (6 - count))
+    job.sampling["max_tokens"] = 100
     answer = run(job, tmp_path)
     alone, together = ([sample["tokens"] for sample in answers] for answers in answer["rounds"])
     assert answer["preemptions"] > 0
     assert together == alone
-    assert [tokens[:24] for tokens in together] == continuations(case)
+    assert [tokens[:24] for tokens in together[:count]] == continuations(case)
 
 
 def test_compiled(tmp_path: Path) -> None:

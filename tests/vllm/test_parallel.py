@@ -11,20 +11,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from .engine import Job
 from .engine import run as run_alone
 from .forks import run
-from .golden import TWO_WORKERS, ask, continuations, golden_job
+from .golden import CASES, SHARED, TWO_WORKERS, ask, continuations, golden_job
 
 # The CPU runner makes the tensors that a stage receives only if it compiles, with whatever backend.
 TRACED = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager"}}
 
 
-# hybrid: one global KV head, on both ranks
-@pytest.mark.parametrize(("case", "caching"), [("page-ratio", True), ("hybrid", False)])
-def test_tensor_parallel(case: str, caching: bool, tmp_path: Path) -> None:
-    job = golden_job(case, ("together", "one by one"), tensor_parallel_size=2, enable_prefix_caching=caching)
+@pytest.mark.parametrize("case", CASES)  # all have one global KV head, on both ranks
+def test_tensor_parallel(case: str, tmp_path: Path) -> None:
+    job = golden_job(case, ("together", "one by one"), tensor_parallel_size=2, enable_prefix_caching=case in SHARED)
     ask(job, case, tmp_path)
 
 
-@pytest.mark.parametrize("case", ["hybrid", "page-ratio"])
+@pytest.mark.parametrize("case", CASES)
 def test_pipeline_parallel(case: str, tmp_path: Path) -> None:
     ask(golden_job(case, ("together", "one by one"), pipeline_parallel_size=2, **TRACED), case, tmp_path)
 

@@ -53,6 +53,17 @@ def misspelt(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     config["num_swa_attention_head"] = config["num_swa_attention_heads"]
 
 
+def quantised(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Names alone: what is missing is found before anything is read."""
+    scheme = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "symmetric": True}}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": scheme},
+    }
+    no_conv(config, tensors)
+
+
 def nothing(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     pass
 
@@ -68,6 +79,21 @@ CASES: list[tuple[Change, tuple[str, ...], str]] = [
         nothing,
         ("--speculative-config", json.dumps(SPECULATIVE)),
         "speculative decoding: the convolution's state",
+    ),
+    (
+        nothing,
+        ("--hf-overrides", '{"conv_window": 4}'),
+        "conv_window=4: Baichuan-M1's convolution has width 2; set it to 2",
+    ),
+    (
+        nothing,
+        ("--hf-overrides", '{"rope_scaling": {"rope_type": "linear", "factor": 2.0}}'),
+        "rope_",
+    ),
+    (
+        quantised,
+        (),
+        "{model}: tensor model.layers.2.self_attn.conv_k is missing from its shards: copy it again from the",
     ),
     (
         nothing,
