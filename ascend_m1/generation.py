@@ -6,7 +6,7 @@ Knows tokenizer and model; knows nothing of a terminal: new text goes to a funct
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +107,12 @@ def _require(
         raise InputError(f"{name}={value}: give {wanted}")
 
 
-def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
     """The conversation in the checkpoint's chat format, up to where the assistant answers.
+
+    Args:
+        messages: role and content, and what else the template reads.
+        template: more for it, ``tools`` say.
 
     Raises:
         TokenizerError: the checkpoint has no chat template.
@@ -118,7 +122,7 @@ def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     if not tokenizer.chat_template:
         raise TokenizerError("the tokenizer has no chat_template: give plain text with --raw")
     try:
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **template)
     except (TemplateSyntaxError, TypeError, ValueError) as error:
         raise TokenizerError(f"the chat_template is broken ({error}): copy tokenizer_config.json again") from None
     except TemplateError as error:

@@ -1,1 +1,5 @@
-"""The inference service's package. It holds nothing yet: generation runs through ``ascend_m1``."""
+"""The inference service: an engine, and the interfaces over HTTP."""
+
+from ascend_m1 import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,38 @@
+"""Requests' bodies as JSON objects."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from .errors import ApiError
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """Raises ApiError if the body is not a JSON object."""
+    data = await request.body()
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise ApiError(400, f"the body is not valid JSON: {reason}", code="json_invalid") from None
+    if not isinstance(content, dict):
+        raise ApiError(400, "the body is not a JSON object", code="json_invalid")
+    return content
+
+
+async def read(request: Request, schema: type[Schema]) -> Schema:
+    """The body as a request. Raises ApiError, pydantic's ValidationError."""
+    content = {name: value for name, value in (await read_object(request)).items() if value is not None}
+    return schema.model_validate(content, strict=True)
+
+
+def described(schema: type[BaseModel]) -> dict[str, Any]:
+    """For a route's ``openapi_extra``: what ``read`` takes."""
+    content = {"application/json": {"schema": schema.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}

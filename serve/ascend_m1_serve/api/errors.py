@@ -1,0 +1,82 @@
+"""What went wrong, in the shape of OpenAI's API: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ascend_m1.errors import AscendM1Error
+
+from ..errors import BusyError, EngineError, UnknownModelError
+
+_log = logging.getLogger(__name__)
+RETRY_SECONDS = 1
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """An answer other than 200.
+
+    Attributes:
+        param: the field that is wrong.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """As OpenAI writes it."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an exception that a request may raise."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UnknownModelError):
+        return ApiError(404, str(error), "model", "model_not_found")
+    if isinstance(error, AscendM1Error):
+        return ApiError(400, str(error))
+    if isinstance(error, BusyError):
+        return ApiError(503 if error.stopping else 429, str(error))
+    if isinstance(error, EngineError):
+        return ApiError(503, str(error))
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return ApiError(400, f"{where}: {first['msg']}" if where else first["msg"], where or None)
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
+    _log.error("a request failed", exc_info=error)
+    return ApiError(500, f"the server failed ({type(error).__name__}): its log says more")
+
+
+def error_response(error: Exception) -> Response:
+    """The whole answer."""
+    found = as_api_error(error)
+    wait = found.status in (429, 503)
+    # ASCII alone: a message may repeat a text that is not valid Unicode.
+    return JSONResponse(
+        error_body(found.status, str(found).encode("utf-8", "replace").decode(), found.param, found.code),
+        found.status,
+        {"Retry-After": str(RETRY_SECONDS)} if wait else None,
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Every error of the app in that shape."""
+
+    def handle(request: Request, error: Exception) -> Response:
+        return error_response(error)
+
+    for kind in (ApiError, AscendM1Error, BusyError, EngineError, ValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)

@@ -1,0 +1,124 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+
+from ascend_m1.errors import InputError
+
+from ..answer import Answer, Piece
+from ..front import Front
+from ..protocol import Logprob
+from ..text import token_text
+from . import sse
+from .bodies import described, read
+from .errors import error_body
+from .openai_common import REASONS, head, note_usage, sampling_of, submitted, usage
+from .openai_schema import ChatRequest
+
+CHUNK = "chat.completion.chunk"
+
+
+def routes(front: Front) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    async def chat(request: Request) -> Response:
+        asked = await read(request, ChatRequest)
+        model = front.name if asked.model is None else asked.model
+        adapter = front.adapter(model)
+        ids = prompt_ids(front, asked)
+        top = asked.top_logprobs or 0
+        if top and not asked.logprobs:
+            raise InputError("top_logprobs: set logprobs to true with it")
+        most = asked.max_completion_tokens or asked.max_tokens
+        sampling = sampling_of(front, asked, most, top if asked.logprobs else None)
+        answers = submitted(front, asked, ids, sampling, adapter)
+        if asked.stream:
+            events = stream(front, request, asked, answers, head(CHUNK, "chatcmpl", model))
+            return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
+        pieces = await sse.whole(request, front, answers)
+        note_usage(request, answers)
+        if pieces is None:
+            return Response(status_code=499)
+        choices = [choice(front, index, answers[index], pieces[index], asked) for index in range(len(answers))]
+        content = head("chat.completion", "chatcmpl", model) | {"choices": choices, "usage": usage(answers, asked.n)}
+        return Response(sse.dump(content), media_type="application/json")
+
+    return router
+
+
+def prompt_ids(front: Front, asked: ChatRequest) -> list[int]:
+    """The conversation as tokens. Raises InputError, TokenizerError."""
+    messages = [message.for_template() for message in asked.messages]
+    if asked.tool_choice not in (None, "auto", "none"):
+        raise InputError("tool_choice: only auto and none: the checkpoint's template has no form for calls of tools")
+    template = dict(asked.chat_template_kwargs)
+    reserved = template.keys() & {"tokenize", "add_generation_prompt", "conversation", "tools", "return_dict"}
+    if reserved:
+        raise InputError(f"chat_template_kwargs: {min(reserved)} is set by the server: leave it out")
+    if asked.tools and asked.tool_choice != "none":
+        template["tools"] = asked.tools
+    return front.chat_ids(messages, **template)
+
+
+def choice(front: Front, index: int, answer: Answer, pieces: Sequence[Piece], asked: ChatRequest) -> dict[str, Any]:
+    """A whole answer."""
+    reason = answer.reason or "abort"
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": answer.text, "tool_calls": []},
+        "logprobs": logprobs(front, [entry for piece in pieces for entry in piece.logprobs], asked),
+        "finish_reason": REASONS[reason],
+        "stop_reason": answer.stop,
+    }
+
+
+async def stream(
+    front: Front, request: Request, asked: ChatRequest, answers: list[Answer], first: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    """Events, the end mark last."""
+
+    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, probabilities: Any = None) -> bytes:
+        part = {"index": index, "delta": delta, "logprobs": probabilities, "finish_reason": reason}
+        return sse.event(first | {"choices": [part]})
+
+    try:
+        for index in range(len(answers)):
+            yield chunk(index, {"role": "assistant", "content": ""})
+        async for index, piece in sse.merged(answers):
+            if piece.text or piece.logprobs:
+                yield chunk(index, {"content": piece.text}, probabilities=logprobs(front, piece.logprobs, asked))
+            if piece.reason is not None:
+                yield chunk(index, {}, REASONS[piece.reason])
+        if asked.stream_options is not None and asked.stream_options.include_usage:
+            yield sse.event(first | {"choices": [], "usage": usage(answers, asked.n)})
+        yield sse.DONE
+    except RuntimeError as error:  # the engine failed; the status is out already
+        yield sse.event(error_body(503, str(error)))
+    finally:
+        note_usage(request, answers)
+        front.close(answers)
+
+
+def logprobs(front: Front, tokens: Sequence[tuple[Logprob, ...]], asked: ChatRequest) -> dict[str, Any] | None:
+    """Of each token, and the likeliest in its place."""
+    if not asked.logprobs:
+        return None
+    top = asked.top_logprobs or 0
+    rows = [
+        entry(front, chosen) | {"top_logprobs": [entry(front, other) for other in others[:top]]}
+        for chosen, *others in tokens
+    ]
+    return {"content": rows}
+
+
+def entry(front: Front, found: Logprob) -> dict[str, Any]:
+    """A token."""
+    text, data = token_text(front.tokenizer, found.token)
+    return {"token": text, "logprob": max(found.logprob, -9999.0), "bytes": data}

@@ -1,0 +1,158 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+
+from ascend_m1.errors import InputError
+
+from ..answer import Answer
+from ..front import Front
+from ..protocol import Logprob
+from ..text import token_text
+from . import sse
+from .bodies import described, read
+from .errors import error_body
+from .openai_common import REASONS, head, note_usage, sampling_of, submitted, usage
+from .openai_schema import CompletionRequest
+
+KIND = "text_completion"
+DEFAULT_TOKENS = 16  # as OpenAI has it
+MOST_PROMPTS = 128
+
+
+def routes(front: Front) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+
+    @router.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        asked = await read(request, CompletionRequest)
+        model = front.name if asked.model is None else asked.model
+        adapter = front.adapter(model)
+        check(asked)
+        prompts = [front.text_ids(p) if isinstance(p, str) else p for p in prompts_of(asked)]
+        sampling = sampling_of(front, asked, asked.max_tokens or DEFAULT_TOKENS, asked.logprobs)
+        answers: list[Answer] = []
+        try:
+            for ids in prompts:
+                answers += submitted(front, asked, ids, sampling, adapter)
+        except BaseException:
+            front.close(answers)
+            raise
+        echoes = echoed(front, asked)
+        if asked.stream:
+            events = stream(front, request, asked, answers, echoes, head(KIND, "cmpl", model))
+            return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
+        pieces = await sse.whole(request, front, answers)
+        note_usage(request, answers)
+        if pieces is None:
+            return Response(status_code=499)
+        choices = [
+            choice(front, asked, index, answer, [entry for piece in found for entry in piece.logprobs], echoes)
+            for index, (answer, found) in enumerate(zip(answers, pieces, strict=True))
+        ]
+        content = head(KIND, "cmpl", model) | {"choices": choices, "usage": usage(answers, asked.n)}
+        return Response(sse.dump(content), media_type="application/json")
+
+    return router
+
+
+def check(asked: CompletionRequest) -> None:
+    """Raises InputError for what cannot be done."""
+    if asked.suffix is not None:
+        raise InputError("suffix: this model continues a text, it fills no gap: leave it out")
+    if asked.best_of not in (None, asked.n):
+        raise InputError(f"best_of={asked.best_of}: give the same as n={asked.n}, or nothing")
+    if asked.echo and asked.logprobs is not None:
+        raise InputError("echo with logprobs: the prompt's own logprobs are not computed: give one of them")
+
+
+def prompts_of(asked: CompletionRequest) -> list[str | list[int]]:
+    """One or several, as text or as ids. Raises InputError if there is none, or too many."""
+    prompt: Any = asked.prompt
+    several = isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int))
+    prompts: list[str | list[int]] = prompt if several else [prompt]
+    if not 1 <= len(prompts) <= MOST_PROMPTS:
+        raise InputError(f"prompt: {len(prompts)} prompts: give 1 to {MOST_PROMPTS}")
+    return prompts
+
+
+def echoed(front: Front, asked: CompletionRequest) -> list[str]:
+    """What stands before each answer."""
+    if not asked.echo:
+        return []
+    return [p if isinstance(p, str) else front.tokenizer.decode(p) for p in prompts_of(asked)]
+
+
+def choice(
+    front: Front,
+    asked: CompletionRequest,
+    index: int,
+    answer: Answer,
+    tokens: Sequence[tuple[Logprob, ...]],
+    echoes: Sequence[str],
+) -> dict[str, Any]:
+    """A whole answer."""
+    before = echoes[index // asked.n] if echoes else ""
+    return {
+        "index": index,
+        "text": before + answer.text,
+        "logprobs": logprobs(front, asked, tokens, 0),
+        "finish_reason": REASONS[answer.reason or "abort"],
+        "stop_reason": answer.stop,
+    }
+
+
+async def stream(
+    front: Front,
+    request: Request,
+    asked: CompletionRequest,
+    answers: list[Answer],
+    echoes: Sequence[str],
+    first: dict[str, Any],
+) -> AsyncIterator[bytes]:
+    """Events, the end mark last."""
+
+    def chunk(index: int, text: str, reason: str | None = None, probabilities: Any = None) -> bytes:
+        part = {"index": index, "text": text, "logprobs": probabilities, "finish_reason": reason}
+        return sse.event(first | {"choices": [part]})
+
+    offsets = [0] * len(answers)
+    try:
+        for index in range(len(answers) if echoes else 0):
+            yield chunk(index, echoes[index // asked.n])
+        async for index, piece in sse.merged(answers):
+            reason = None if piece.reason is None else REASONS[piece.reason]
+            if piece.text or piece.logprobs or reason:
+                probabilities = logprobs(front, asked, piece.logprobs, offsets[index])
+                yield chunk(index, piece.text, reason, probabilities)
+            offsets[index] += len(piece.text)
+        if asked.stream_options is not None and asked.stream_options.include_usage:
+            yield sse.event(first | {"choices": [], "usage": usage(answers, asked.n)})
+        yield sse.DONE
+    except RuntimeError as error:  # the engine failed; the status is out already
+        yield sse.event(error_body(503, str(error)))
+    finally:
+        note_usage(request, answers)
+        front.close(answers)
+
+
+def logprobs(
+    front: Front, asked: CompletionRequest, tokens: Sequence[tuple[Logprob, ...]], offset: int
+) -> dict[str, Any] | None:
+    """Columns over the tokens, from ``offset`` characters of the answer on."""
+    if asked.logprobs is None:
+        return None
+    columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for chosen, *others in tokens:
+        text = token_text(front.tokenizer, chosen.token)[0]
+        likeliest = {token_text(front.tokenizer, o.token)[0]: o.logprob for o in (chosen, *others[: asked.logprobs])}
+        for name, value in zip(columns, (text, chosen.logprob, likeliest, offset), strict=True):
+            columns[name].append(value)
+        offset += len(text)
+    return columns

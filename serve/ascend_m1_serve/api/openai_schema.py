@@ -1,0 +1,180 @@
+"""Requests of OpenAI's API, with the fields that vLLM adds. Unknown fields are ignored, as everywhere."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ascend_m1.errors import InputError
+
+from ..front import Asked, check_unicode
+from ..protocol import Grammar
+
+MOST_STOPS, MOST_CHOICES = 16, 128
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class StreamOptions(BaseModel):
+    """include_usage: a last event with the counts of tokens."""
+
+    include_usage: bool = False
+
+
+class JsonSchema(BaseModel):
+    """Of ``response_format``."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str | None = None
+    definition: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's; at most one of them."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    definition: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    grammar: str | None = None
+
+
+class Common(BaseModel):
+    """Fields of both kinds of request."""
+
+    model: str | None = None
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    min_p: Probability | None = None
+    repetition_penalty: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = Field(default_factory=dict)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    stop: str | list[str] = Field(default_factory=list)
+    stop_token_ids: list[TokenId] = Field(default_factory=list)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    ignore_eos: bool = False
+    priority: int = Field(5, ge=1, le=5)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    def asked(self) -> Asked:
+        """What is said about sampling; a top_k of -1 is all, as 0 is."""
+        return Asked(
+            temperature=self.temperature,
+            top_k=None if self.top_k is None else max(0, self.top_k),
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+    def stops(self) -> list[str]:
+        """Raises InputError for an empty one, or too many."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop
+        if len(stops) > MOST_STOPS or "" in stops:
+            raise InputError(f"stop: give at most {MOST_STOPS} strings, none of them empty")
+        for stop in stops:
+            check_unicode(stop)
+        return stops
+
+    def biases(self, vocab_size: int) -> dict[int, float]:
+        """Raises InputError for a key that is no token."""
+        for token in self.logit_bias:
+            if not token.isascii() or not token.isdigit() or int(token) >= vocab_size:
+                raise InputError(f"logit_bias: key {token[:40]!r}: give token ids below {vocab_size}")
+        return {int(token): bias for token, bias in self.logit_bias.items()}
+
+    def grammar(self) -> Grammar | None:
+        """Raises InputError if it is said twice, or half."""
+        asked = [grammar for grammar in (self._format(), self._structured()) if grammar is not None]
+        if len(asked) > 1:
+            raise InputError("response_format and structured_outputs: give one of them")
+        for grammar in asked:
+            check_unicode(grammar.text)
+        return asked[0] if asked else None
+
+    def _format(self) -> Grammar | None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return Grammar("json_object")
+        if wanted.json_schema is None or wanted.json_schema.definition is None:
+            raise InputError("response_format.json_schema.schema: give the schema of the answer")
+        return Grammar("json_schema", json.dumps(wanted.json_schema.definition))
+
+    def _structured(self) -> Grammar | None:
+        wanted = self.structured_outputs
+        if wanted is None:
+            return None
+        definition = wanted.definition
+        text = json.dumps(definition) if isinstance(definition, dict) else definition
+        known = {"json_schema": text, "regex": wanted.regex, "grammar": wanted.grammar}
+        given = [Grammar(kind, text) for kind, text in known.items() if text is not None]  # type: ignore[arg-type]
+        if len(given) != 1:
+            raise InputError("structured_outputs: give one of json, regex and grammar")
+        return given[0]
+
+
+class TextPart(BaseModel):
+    """A part of a message; this model reads text alone."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One of a conversation; what else it has goes to the template."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: str | list[TextPart] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """With content as text."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        check_unicode(self.role)
+        check_unicode(text)
+        return {**(self.model_extra or {}), "role": self.role, "content": text}
+
+
+class ChatRequest(Common):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class CompletionRequest(Common):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    best_of: int | None = None
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=5)
+    suffix: str | None = None

@@ -1,0 +1,85 @@
+"""Server-sent events out of answers that come at the same time; whoever goes away ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import Request
+
+from ..answer import Answer, Piece
+from ..front import Front
+
+DONE = b"data: [DONE]\n\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+MEDIA = "text/event-stream"
+
+
+def event(content: dict[str, Any]) -> bytes:
+    """One event."""
+    return b"data: " + dump(content) + b"\n\n"
+
+
+def dump(content: Any) -> bytes:
+    """Compact JSON as UTF-8."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Piece]]:
+    """The pieces of all answers as they come, with the answer's index. Raises EngineError."""
+    if len(answers) == 1:
+        async for piece in answers[0]:
+            yield 0, piece
+        return
+    news: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
+
+    async def listen(index: int) -> None:
+        try:
+            async for piece in answers[index]:
+                news.put_nowait((index, piece))
+            news.put_nowait((index, None))
+        except Exception as error:
+            news.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(listen(index)) for index in range(len(answers))]
+    try:
+        left = len(answers)
+        while left:
+            index, found = await news.get()
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                left -= 1
+            else:
+                yield index, found
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def whole(request: Request, front: Front, answers: Sequence[Answer]) -> list[list[Piece]] | None:
+    """All pieces of each answer; None: the client has gone, and the answers were ended. Raises EngineError."""
+
+    async def collect(answer: Answer) -> list[Piece]:
+        return [piece async for piece in answer]
+
+    async def collect_all() -> list[list[Piece]] | None:
+        return await asyncio.gather(*map(collect, answers))
+
+    work, gone = asyncio.create_task(collect_all()), asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        work.cancel()
+        gone.cancel()
+        front.close(answers)
+
+
+async def _disconnected(request: Request) -> list[list[Piece]] | None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return None

@@ -1,0 +1,84 @@
+"""A service in a thread of this process: a real server over a real socket, the engine over the model that ships."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ascend_m1.cli.options import EMBEDDED
+from ascend_m1_serve.api import ApiOptions, create_app
+from ascend_m1_serve.engine.service import BuiltInEngine
+from ascend_m1_serve.engines import BuiltIn, Wanted, built_in
+from ascend_m1_serve.front import Front
+
+
+@dataclass
+class Running:
+    """A service's address and its inside, which belongs to the thread's loop."""
+
+    url: str
+    front: Front
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run a function, or what it returns if that can be awaited, in the loop's thread."""
+
+        async def run() -> Any:
+            result = function()
+            return await result if asyncio.iscoroutine(result) else result
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
+
+
+@lru_cache
+def embedded(max_adapters: int = 0, **options: Any) -> BuiltIn:
+    """The model that ships, in float32."""
+    return built_in(Wanted(EMBEDDED, device="cpu", dtype="float32", max_adapters=max_adapters, **options))
+
+
+@contextmanager
+def running(
+    loaded: BuiltIn,
+    options: ApiOptions | None = None,
+    adapters: dict[str, Path] | None = None,
+    max_queue: int = 256,
+) -> Iterator[Running]:
+    """A service under way; it is ended, and its engine too."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    started, found = threading.Event(), list[Running]()
+    servers = list[uvicorn.Server]()
+
+    async def serve() -> None:
+        engine = BuiltInEngine(loaded.core, loaded.tokenizer)
+        for name, folder in (adapters or {}).items():
+            await engine.add_adapter(name, str(folder))
+        front = Front(engine, loaded.tokenizer, "m1-icd10", loaded.defaults, max_queue)
+        server = uvicorn.Server(uvicorn.Config(create_app(front, options), log_config=None, access_log=False))
+        servers.append(server)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        found.append(Running(url, front, asyncio.get_running_loop()))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        started.set()
+        await task
+        await engine.stop()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    assert started.wait(60)
+    try:
+        yield found[0]
+    finally:
+        servers[0].should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()

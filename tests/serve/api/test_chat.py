@@ -1,0 +1,169 @@
+"""Chat through the real client."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from transformers import AutoTokenizer
+
+from ascend_m1.cli.options import EMBEDDED
+
+MODEL = "m1-icd10"
+ASK: list[Any] = [{"role": "user", "content": "What does ICD-10-CM code J45 mean?"}]
+ANSWER = "Asthma"
+
+
+def ask(client: OpenAI, **options: Any) -> Any:
+    return client.chat.completions.create(model=MODEL, messages=options.pop("messages", ASK), **options)
+
+
+def test_whole(client: OpenAI) -> None:
+    answer = ask(client)
+    (choice,) = answer.choices
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", ANSWER, "stop")
+    usage = answer.usage
+    assert answer.object == "chat.completion"
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.prompt_tokens > 10
+    assert usage.completion_tokens > 1
+
+
+def test_stream(client: OpenAI) -> None:
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == ANSWER
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == ask(client).usage.model_copy(
+        update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
+    )
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_logprobs(client: OpenAI) -> None:
+    whole = ask(client, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert "".join(token.token for token in whole).replace("</s>", "").strip() == ANSWER
+    for token in whole:
+        assert bytes(token.bytes).decode() == token.token
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == max(other.logprob for other in token.top_logprobs)  # greedy
+        assert sum(math.exp(other.logprob) for other in token.top_logprobs) < 1 + 1e-5
+    streamed = [
+        token
+        for chunk in ask(client, logprobs=True, top_logprobs=3, stream=True)
+        if chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content
+    ]
+    assert streamed == whole
+
+
+def test_several_choices(client: OpenAI) -> None:
+    sampled: dict[str, Any] = {"temperature": 9.0, "seed": 7, "max_tokens": 12, "n": 3}
+    choices = [choice.message.content for choice in ask(client, **sampled).choices]
+    assert len(set(choices)) > 1
+    assert [choice.message.content for choice in ask(client, **sampled).choices] == choices
+    streamed = ["", "", ""]
+    for chunk in ask(client, **sampled, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == choices
+
+
+def test_stop_string(client: OpenAI) -> None:
+    choice = ask(client, stop=["th"]).choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("As", "stop")
+    chunks = list(ask(client, stop="th", stream=True, extra_body={"include_stop_str_in_output": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Asth"
+
+
+def test_length(client: OpenAI) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = ask(client, **{name: 2})
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 2)
+
+
+def test_json_schema(client: OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"code": {"type": "string", "maxLength": 8}, "sure": {"type": "boolean"}},
+        "required": ["code", "sure"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    found = json.loads(ask(client, response_format=wanted, max_tokens=60).choices[0].message.content)
+    assert sorted(found) == ["code", "sure"]
+    assert isinstance(found["sure"], bool)
+
+
+@pytest.mark.parametrize(
+    ("structured", "pattern"),
+    [({"regex": "[A-Z][0-9]{2}"}, r"[A-Z]\d\d"), ({"grammar": 'start: "yes" | "no"'}, "yes|no")],
+)
+def test_structured_outputs(client: OpenAI, structured: dict[str, str], pattern: str) -> None:
+    content = ask(client, extra_body={"structured_outputs": structured}).choices[0].message.content
+    assert re.fullmatch(pattern, content)
+
+
+def test_logit_bias_forbids_a_token(client: OpenAI) -> None:
+    token = AutoTokenizer.from_pretrained(EMBEDDED)(ANSWER, add_special_tokens=False)["input_ids"][0]
+    assert ask(client, logit_bias={str(token): -100}).choices[0].message.content != ANSWER
+
+
+def test_parts_of_text(client: OpenAI) -> None:
+    content = ASK[0]["content"]
+    parts = [{"type": "text", "text": content[:9]}, {"type": "text", "text": content[9:]}]
+    assert ask(client, messages=[{"role": "user", "content": parts}]).choices[0].message.content == ANSWER
+
+
+def test_tools_reach_the_template(client: OpenAI) -> None:
+    """This checkpoint's template does not read them: the answer stays text."""
+    tool: Any = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+    assert ask(client, tools=[tool]).choices[0].message.content == ANSWER
+    with pytest.raises(openai.BadRequestError, match="tool_choice: only auto and none"):
+        ask(client, tools=[tool], tool_choice="required")
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "text"),
+    [
+        ({"messages": []}, 400, "messages: "),
+        ({"messages": [{"role": "bishop", "content": "x"}]}, 400, "unknown role bishop"),
+        ({"messages": [{"role": "user", "content": ""}]}, 400, "the prompt is empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "messages"),
+        ({"temperature": -1}, 400, "temperature: "),
+        ({"temperature": "warm"}, 400, "temperature: "),
+        ({"n": 0}, 400, "n: "),
+        ({"top_logprobs": 2}, 400, "top_logprobs: set logprobs"),
+        ({"stop": [""]}, 400, "stop: give at most"),
+        ({"logit_bias": {"x": 1}}, 400, "logit_bias: key 'x'"),
+        ({"max_tokens": 0}, 400, "max_tokens: "),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, 400, "give the schema"),
+        ({"extra_body": {"structured_outputs": {"regex": "("}}}, 400, "regex: "),
+        ({"extra_body": {"chat_template_kwargs": {"tokenize": True}}}, 400, "tokenize is set by the server"),
+    ],
+    ids=str,
+)
+def test_refusals(client: OpenAI, options: dict[str, Any], status: int, text: str) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        ask(client, **options)
+    error = caught.value
+    assert error.status_code == status
+    assert text in error.message
+    assert set(error.body or {}) == {"message", "type", "param", "code"}  # type: ignore[call-overload]
+    assert "\n" not in error.body["message"]  # type: ignore[index]
+
+
+def test_an_unknown_model(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="model 'other' is not served here: use one of m1-icd10"):
+        client.chat.completions.create(model="other", messages=ASK)
+
+
+def test_a_prompt_that_does_not_fit(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="the context"):
+        ask(client, messages=[{"role": "user", "content": "word " * 5000}])

@@ -1,0 +1,79 @@
+"""Plain completions through the real client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from transformers import AutoTokenizer
+
+from ascend_m1.cli.options import EMBEDDED
+
+from .running import Running
+
+PROMPT = "<C_Q>What does ICD-10-CM code J45 mean?<C_A>"
+
+
+def complete(client: OpenAI, prompt: Any = PROMPT, **options: Any) -> Any:
+    return client.completions.create(model="m1-icd10", prompt=prompt, **options)
+
+
+def test_whole_and_stream(client: OpenAI) -> None:
+    answer = complete(client)
+    assert (answer.object, answer.choices[0].text, answer.choices[0].finish_reason) == (
+        "text_completion",
+        "Asthma",
+        "stop",
+    )
+    chunks = list(complete(client, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "Asthma"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_prompts_of_every_kind(client: OpenAI) -> None:
+    ids = AutoTokenizer.from_pretrained(EMBEDDED)(PROMPT)["input_ids"]
+    for prompt in (ids, [PROMPT], [ids]):
+        assert [choice.text for choice in complete(client, prompt).choices] == ["Asthma"]
+    other = PROMPT.replace("J45", "A00")
+    answer = complete(client, [PROMPT, other], n=2, temperature=0)
+    assert [choice.text for choice in answer.choices] == ["Asthma"] * 2 + ["Cholera"] * 2
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage.prompt_tokens == 2 * complete(client).usage.prompt_tokens
+    echoed = complete(client, [PROMPT, other], echo=True, max_tokens=1)
+    assert [choice.text[: len(PROMPT)] for choice in echoed.choices] == [PROMPT, other]
+
+
+def test_logprobs(client: OpenAI) -> None:
+    choice = complete(client, logprobs=2, extra_body={"skip_special_tokens": False}).choices[0]
+    found = choice.logprobs
+    assert "".join(found.tokens).strip() == choice.text.strip()
+    assert [chosen >= max(top.values()) for chosen, top in zip(found.token_logprobs, found.top_logprobs, strict=True)]
+    assert found.text_offset == [len("".join(found.tokens[:i])) for i in range(len(found.tokens))]
+
+
+def test_a_prefix_is_counted_when_it_was_cached(client: OpenAI, service: Running) -> None:
+    prompt = "Asthma is a disease of the airways. " * 12
+    length = complete(client, prompt, max_tokens=1).usage.prompt_tokens
+    cached = complete(client, prompt, max_tokens=1).usage.prompt_tokens_details.cached_tokens
+    assert cached == (length - 1) // 128 * 128 > 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "text"),
+    [
+        ("", {}, "the prompt is empty"),
+        ([], {}, "prompt: 0 prompts"),
+        ([1, 2, 10**6], {}, "outside the vocabulary"),
+        (PROMPT, {"suffix": "x"}, "suffix: "),
+        (PROMPT, {"best_of": 3}, "best_of=3: give the same as n=1"),
+        (PROMPT, {"echo": True, "logprobs": 1}, "echo with logprobs"),
+        (PROMPT, {"logprobs": 6}, "logprobs: "),
+        (["good", "", "good"], {}, "the prompt is empty"),
+    ],
+)
+def test_refusals(client: OpenAI, service: Running, prompt: Any, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=text):
+        complete(client, prompt, **options)
+    assert service.front.open == 0

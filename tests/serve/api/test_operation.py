@@ -1,0 +1,157 @@
+"""What operators rely on: models, health, metrics, limits, keys, clients that go away, draining."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from ascend_m1_serve.api import ApiOptions
+
+from .adapters import save
+from .running import Running, embedded, running
+from .test_chat import ANSWER, ASK
+
+LONG = {"model": "m1-icd10", "prompt": "Once", "max_tokens": 900, "ignore_eos": True}
+
+
+def wait_until(condition: Any) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("nothing happened in 12 s")
+
+
+def test_models(client: OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "m1-icd10"
+    assert client.models.retrieve("m1-icd10") == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_health_and_metrics(service: Running, client: OpenAI) -> None:
+    client.chat.completions.create(model="m1-icd10", messages=ASK)
+    assert httpx.get(f"{service.url}/health").status_code == 200
+    assert httpx.get(f"{service.url}/ready").status_code == 200
+    text = httpx.get(f"{service.url}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    label = '{model_name="m1-icd10"}'
+    assert float(values[f"request_success_total{label}"]) >= 1
+    assert float(values[f"generation_tokens_total{label}"]) >= 2
+    assert float(values[f"num_requests_running{label}"]) == 0
+    assert float(values[f"time_to_first_token_seconds_count{label}"]) >= 1
+    stats = httpx.get(f"{service.url}/stats").json()
+    assert stats["free_blocks"] == stats["blocks"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v1/nothing", b"", 404),
+        ("GET", "/v1/chat/completions", b"", 405),
+        ("POST", "/v1/chat/completions", b"{", 400),
+        ("POST", "/v1/chat/completions", b"", 400),
+        ("POST", "/v1/chat/completions", b"[1]", 400),
+        ("POST", "/v1/chat/completions", b"\xff\xfe", 400),
+        ("POST", "/v1/completions", b'{"prompt": "\\ud800"}', 400),
+        ("POST", "/v1/completions", b"[" * 100_000, 400),
+        ("POST", "/v1/completions", b'{"prompt": "x", "temperature": NaN}', 400),
+        ("POST", "/v1/completions", b'{"prompt": "x", "model": "\\ud800"}', 404),
+    ],
+)
+def test_errors_have_openais_shape(service: Running, method: str, path: str, body: bytes, status: int) -> None:
+    answer = httpx.request(method, service.url + path, content=body)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_client_that_goes_away_frees_its_place(service: Running) -> None:
+    stats = service.front.engine.stats
+    with httpx.stream("POST", f"{service.url}/v1/completions", json={**LONG, "stream": True}) as answer:
+        lines = answer.iter_lines()  # whose end would close the connection
+        next(lines)
+        assert stats().running == 1
+    wait_until(lambda: stats().running == 0 and service.front.open == 0)
+    host, port = service.url.removeprefix("http://").split(":")
+    body = json.dumps(LONG).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: stats().running == 1)
+    wait_until(lambda: stats().running == 0 and service.front.open == 0)
+
+
+def test_one_that_does_not_read_holds_nobody_up(service: Running, client: OpenAI) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    body = json.dumps({**LONG, "stream": True, "n": 4}).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: service.front.engine.stats().running == 4)
+        assert client.chat.completions.create(model="m1-icd10", messages=ASK).choices[0].message.content == ANSWER
+    wait_until(lambda: service.front.open == 0)
+
+
+def test_the_log_has_a_line_for_each_request(service: Running, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "ascend_m1_serve.access"):
+        answer = httpx.post(f"{service.url}/v1/completions", json={"prompt": "secret words", "max_tokens": 2})
+        wait_until(lambda: caplog.records)
+    generated = answer.json()["usage"]["completion_tokens"]
+    (fields,) = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    assert fields["id"] == answer.headers["x-request-id"]
+    assert (fields["path"], fields["status"], fields["generated_tokens"]) == ("/v1/completions", 200, generated)
+    assert "secret" not in json.dumps(fields)
+
+
+def test_limits_and_key() -> None:
+    options = ApiOptions(key="s3cret", max_body=2000)
+    with running(embedded(max_sequences=1), options, max_queue=1) as service:
+        url = f"{service.url}/v1/completions"
+        assert httpx.get(f"{service.url}/health").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
+            assert httpx.post(url, json={"prompt": "x"}, headers=headers).status_code == 401
+        own = {"Authorization": "Bearer s3cret"}
+        assert httpx.post(url, json={"prompt": "x" * 2000}, headers=own).status_code == 413
+        chunks = (b"x" * 1000 for _ in range(3))  # not announced
+        assert httpx.post(url, content=chunks, headers=own).status_code == 413
+        with (
+            httpx.stream("POST", url, json={**LONG, "stream": True}, headers=own),
+            httpx.stream("POST", url, json={**LONG, "stream": True}, headers=own),
+        ):
+            refused = httpx.post(url, json={"prompt": "x"}, headers=own)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        wait_until(lambda: service.front.open == 0)
+        assert httpx.post(url, json={"prompt": "x", "n": 3}, headers=own).status_code == 429
+        service.front.draining = True
+        refused = httpx.post(url, json={"prompt": "x"}, headers=own)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert httpx.get(f"{service.url}/ready").status_code == 503
+
+
+def test_adapters_are_models(tmp_path: Path) -> None:
+    with running(embedded(max_adapters=1), adapters={"other": save(tmp_path)}) as service:
+        client = OpenAI(base_url=f"{service.url}/v1", api_key="none")
+        names = {model.id: model.model_dump()["parent"] for model in client.models.list().data}
+        assert names == {"m1-icd10": None, "other": "m1-icd10"}
+        content = [
+            client.chat.completions.create(model=name, messages=ASK, max_tokens=8).choices[0].message.content
+            for name in names
+        ]
+        assert content[0] == ANSWER != content[1]
+
+
+def test_an_engine_that_failed(caplog: pytest.LogCaptureFixture) -> None:
+    with running(embedded(max_length=256)) as service:
+        engine: Any = service.front.engine
+        service.call(lambda: engine._fail("the engine failed: for a test"))
+        assert httpx.get(f"{service.url}/health").status_code == 503
+        answer = httpx.post(f"{service.url}/v1/completions", json={"prompt": "x"})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (503, "the engine failed: for a test")

@@ -1,0 +1,139 @@
+"""``ascend-m1 serve`` as a process: it says when it is ready, lets requests finish, and refuses in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ascend_m1.cli import main
+from ascend_m1_serve import logs
+
+ROOT = Path(__file__).parents[2]
+LONG = {"prompt": "Once", "max_tokens": 300, "ignore_eos": True}
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "ascend_m1", "serve", "--device", "cpu", *options]
+
+
+def environment() -> dict[str, str]:
+    folders = [str(ROOT / name) for name in ("", "ops", "serve", "finetune")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def started(*options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """The process, its address, and the lines that it has written since."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        command("--port", str(port), *options), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if line.startswith("ascend-m1: "):
+                break
+        else:
+            raise AssertionError("it ended before it was ready")
+        assert line == f"ascend-m1: m1-icd10 at http://127.0.0.1:{port}\n"
+        lines: list[str] = []
+        threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True).start()
+        yield process, f"http://127.0.0.1:{port}", lines
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_signal_lets_requests_finish() -> None:
+    with started() as (process, url, lines):
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/v1/completions", json=LONG, timeout=60))
+        )
+        asking.start()
+        while httpx.get(f"{url}/stats").json()["running"] == 0:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        asking.join(10)
+        assert answers[0].json()["usage"]["completion_tokens"] == 300
+        requests = [found for found in map(json.loads, lines) if found["message"] == "request"]
+        assert [found["status"] for found in requests if found["path"] == "/v1/completions"] == [200]
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with started() as (process, url, _):
+        body = {**LONG, "max_tokens": 1000, "n": 16, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) in (0, 130)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--model", "/nowhere"], "model /nowhere does not exist"),
+        (["--max-length", "100000"], "max_length=100000: the checkpoint's context is"),
+        (["--adapter", "x"], "--adapter x: give NAME=DIR"),
+        (["--adapter", "x=/nowhere"], "/nowhere/adapter_config.json: not found"),
+        (["--ssl-certfile", "x.pem"], "--ssl-certfile and --ssl-keyfile: give both or none"),
+        (["--ssl-certfile", "x.pem", "--ssl-keyfile", "y.pem"], "x.pem, y.pem: cannot be used as certificate and key"),
+        (["--host", "203.0.113.1"], "203.0.113.1:1025: "),
+        (["--port", "70000"], "--port=70000: give 0 to 65535"),
+        (["--max-sequences", "0"], "max_sequences=0: give 1 or more"),
+    ],
+)
+def test_refusals(
+    options: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "start_logging", lambda level: None)
+    assert main(["serve", "--device", "cpu", *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"ascend-m1: error: {text}")
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        test_refusals(["--port", port], f"127.0.0.1:{port}: Address already in use: choose", capsys, monkeypatch)
+
+
+def test_tls_and_key(tmp_path: Path) -> None:
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    options = ["--ssl-certfile", str(tmp_path / "cert.pem"), "--ssl-keyfile", str(tmp_path / "key.pem")]
+    process = subprocess.Popen(
+        command("--port", str(port), "--api-key", "k", *options), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        line = next(line for line in process.stderr if line.startswith("ascend-m1: "))
+        assert line == f"ascend-m1: m1-icd10 at https://127.0.0.1:{port}\n"
+        url = f"https://127.0.0.1:{port}/v1/models"
+        assert httpx.get(url, verify=False).status_code == 401
+        assert httpx.get(url, verify=False, headers={"Authorization": "Bearer k"}).status_code == 200
+    finally:
+        process.kill()
+        process.wait()
