@@ -6,14 +6,21 @@ import argparse
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ascend_m1.cli.options import EMBEDDED, add_model_options, note, quiet
 from ascend_m1.errors import InputError
 
+if TYPE_CHECKING:
+    from .engines import Wanted
+    from .run import Service
+
 DEFAULT_PORT = 1025  # MindIE Service's
 KEY_VARIABLE = "ASCEND_M1_API_KEY"
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+# What a config.json says; with one, these options are left at their defaults.
+_CONFIGURED = ("model", "max_length", "max_sequences", "adapter", "host", "port", "served_model_name", "max_queue",
+               "max_body_mb", "ssl_certfile", "ssl_keyfile")  # fmt: skip
 
 
 def add_parser(commands: Any) -> None:
@@ -22,9 +29,18 @@ def add_parser(commands: Any) -> None:
         "serve",
         help="serve a checkpoint over HTTP",
         description="Serves a checkpoint through OpenAI's interface (/v1/chat/completions, /v1/completions, "
-        "/v1/models). SIGTERM or Ctrl-C lets requests under way finish; a second one ends at once.",
+        "/v1/models) and those of MindIE Service (its own, TGI's, vLLM's, Triton's). SIGTERM or Ctrl-C lets requests "
+        "under way finish; a second one ends at once.",
     )
     add_model_options(parser)
+    parser.add_argument(
+        "--config",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="a config.json of MindIE Service in place of the options below; without FILE the one that "
+        "MIES_CONFIG_JSON_PATH names",
+    )
     engine = parser.add_argument_group("engine")
     engine.add_argument("--max-length", type=int, metavar="N", help="tokens of the longest sequence (default: the "
                         "checkpoint's context, at most 8192)")  # fmt: skip
@@ -32,7 +48,8 @@ def add_parser(commands: Any) -> None:
     engine.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR", help="a LoRA adapter from a PEFT "
                         "folder, asked for as a model; may be repeated")  # fmt: skip
     _add_server_options(parser)
-    parser.set_defaults(run=run)
+    given = {name: parser.get_default(name) for name in _CONFIGURED}
+    parser.set_defaults(run=run, unconfigured=given)
 
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +64,8 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--max-body-mb", type=float, default=4.0, metavar="MB", help="of a request (default: 4)")
     server.add_argument("--ssl-certfile", metavar="PEM", help="speak TLS with this certificate")
     server.add_argument("--ssl-keyfile", metavar="PEM", help="and its private key")
-    server.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="of the "
-                        "lines of JSON on stderr (default: info)")  # fmt: skip
+    server.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="of the lines of JSON on "
+                        "stderr (default: MINDIE_LOG_LEVEL of the environment, else info)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,6 +73,46 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise InputError(f'{", ".join(missing)} not installed: pip install "ascend-m1[serve]"')
+
+    from .engines import built_in
+    from .logs import start_logging
+    from .mindie.environment import read_environment
+    from .run import serve_forever
+
+    environment = read_environment(os.environ)
+    wanted, service = _configured(arguments, environment) if arguments.config is not None else _options(arguments)
+    with quiet():
+        loaded = built_in(wanted)
+    start_logging(arguments.log_level or environment.log_level)
+    where = ", ".join(dict.fromkeys(address.url for address in service.addresses.values()))
+    serve_forever(loaded, service, lambda: note(f"{service.name} at {where}"))
+    return 0
+
+
+def _key(arguments: argparse.Namespace) -> str | None:
+    return arguments.api_key or os.environ.get(KEY_VARIABLE) or None
+
+
+def _configured(arguments: argparse.Namespace, environment: Any) -> tuple[Wanted, Service]:
+    from dataclasses import replace
+
+    from .mindie.start import configured, wanted_engine, wanted_service
+
+    for name, default in arguments.unconfigured.items():
+        if getattr(arguments, name) != default:
+            raise InputError(f"--{name.replace('_', '-')} and --config: the file says it: leave the option out")
+    config, path = configured(arguments.config, environment)
+    if config.idle:
+        note(f"{path}: without effect here: {', '.join(config.idle)}")
+    engine = replace(wanted_engine(config, path), dtype=arguments.dtype)
+    return engine, wanted_service(config, environment, _key(arguments))
+
+
+def _options(arguments: argparse.Namespace) -> tuple[Wanted, Service]:
+    from .engines import Wanted
+    from .run import Service, everywhere
+    from .server import Address
+
     adapters = dict(_named(text) for text in arguments.adapter)
     if (arguments.ssl_certfile is None) != (arguments.ssl_keyfile is None):
         raise InputError("--ssl-certfile and --ssl-keyfile: give both or none")
@@ -63,35 +120,24 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, option)
         if not 0 <= value < 2**16:
             raise InputError(f"--{option.replace('_', '-')}={value}: give 0 to 65535")
-
-    from .engines import Wanted, built_in
-    from .logs import start_logging
-    from .run import Service, serve_forever
-    from .server import Address
-
-    with quiet():
-        loaded = built_in(
-            Wanted(
-                model=Path(arguments.model),
-                device=arguments.device,
-                dtype=arguments.dtype,
-                max_length=arguments.max_length,
-                max_sequences=arguments.max_sequences,
-                adapters=adapters,
-            )
-        )
-    start_logging(arguments.log_level)
+    engine = Wanted(
+        model=Path(arguments.model),
+        device=arguments.device,
+        dtype=arguments.dtype,
+        max_length=arguments.max_length,
+        max_sequences=arguments.max_sequences,
+        adapters=adapters,
+    )
     paths = [None if path is None else Path(path) for path in (arguments.ssl_certfile, arguments.ssl_keyfile)]
     service = Service(
         name=arguments.served_model_name or _name(arguments.model),
-        address=Address(arguments.host, arguments.port, *paths),
-        key=arguments.api_key or os.environ.get(KEY_VARIABLE) or None,
+        addresses=everywhere(Address(arguments.host, arguments.port, *paths)),
+        key=_key(arguments),
         max_queue=arguments.max_queue,
         max_body=int(arguments.max_body_mb * 2**20),
         adapters=adapters,
     )
-    serve_forever(loaded, service, lambda: note(f"{service.name} at {service.address.url}"))
-    return 0
+    return engine, service
 
 
 def _named(text: str) -> tuple[str, Path]:

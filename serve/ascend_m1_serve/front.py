@@ -62,6 +62,9 @@ class Front:
     Attributes:
         name: of the model, as clients call it.
         max_queue: requests that may wait for a place in the engine; more are refused.
+        max_input: tokens of a prompt; None: as many as fit. truncate: what to do with a longer one; -1 keeps its
+            beginning, 1 its end, 0 refuses it.
+        max_new: tokens of an answer, whatever a request says; None: as many as fit.
         observers: called with every answer that has ended.
     """
 
@@ -70,6 +73,9 @@ class Front:
     name: str
     defaults: Defaults = field(default_factory=Defaults)
     max_queue: int = 256
+    max_input: int | None = None
+    truncate: int = 0
+    max_new: int | None = None
     metrics: Metrics = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
@@ -103,10 +109,6 @@ class Front:
             raise InputError("the prompt is empty: give some text")
         return ids
 
-    def room(self, prompt: Sequence[int]) -> int:
-        """The most tokens of an answer; 0 or less: the prompt does not fit."""
-        return self.engine.limits.max_length - len(prompt)
-
     def sampling(self, asked: Asked, **rest: Any) -> Sampling:
         """Options with the checkpoint's for what was not asked for; ``rest`` are other fields of ``Sampling``.
 
@@ -119,7 +121,8 @@ class Front:
         chosen = {name: given.get(name, getattr(self.defaults, name)) for name in _SAMPLING}
         if not sample:
             chosen["temperature"] = 0.0
-        rest.setdefault("max_tokens", self.defaults.max_tokens or DEFAULT_MAX_NEW_TOKENS)
+        rest.setdefault("max_tokens", self.defaults.max_tokens or self.max_new or DEFAULT_MAX_NEW_TOKENS)
+        rest["max_tokens"] = min(rest["max_tokens"], self.max_new or rest["max_tokens"])
         return Sampling(**chosen, **rest)
 
     def submit(
@@ -142,11 +145,7 @@ class Front:
             EngineError: the engine has failed.
         """
         self._admit(count)
-        if self.room(prompt) < 1:
-            raise InputError(
-                f"the prompt has {len(prompt)} tokens, the context {self.engine.limits.max_length}: shorten it by at "
-                f"least {1 - self.room(prompt)}"
-            )
+        prompt = self._fitted(prompt)
         answers: list[Answer] = []
         try:
             for index in range(count):
@@ -170,6 +169,17 @@ class Front:
             self.metrics.ended(answer)
             for observe in self.observers:
                 observe(answer)
+
+    def _fitted(self, prompt: Sequence[int]) -> Sequence[int]:
+        context = self.engine.limits.max_length
+        most = min(self.max_input or context, context - 1)
+        if len(prompt) > most and self.truncate:
+            return prompt[:most] if self.truncate < 0 else prompt[-most:]
+        if len(prompt) > most:
+            raise InputError(
+                f"the prompt has {len(prompt)} tokens, the context is {context} and a prompt at most {most}: shorten it"
+            )
+        return prompt
 
     def _admit(self, count: int) -> None:
         if self.engine.failure is not None:

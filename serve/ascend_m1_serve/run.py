@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .api import ApiOptions, create_app
+from .api.app import PLANES, Plane
+from .api.mindie_common import MindieSettings
 from .engine.service import BuiltInEngine
 from .engines import BuiltIn
 from .front import Front
@@ -19,16 +22,28 @@ class Service:
     """How a model is served.
 
     Attributes:
-        name: of the model, as clients call it. key: that requests must bring. max_queue: requests that may wait.
-        max_body: bytes of a request. adapters: PEFT folders to load at the start, by name.
+        name: of the model, as clients call it. addresses: of the planes; those that share one share a server.
+        key: that requests must bring. max_queue: requests that may wait. max_body: bytes of a request.
+        adapters: PEFT folders to load at the start, by name.
+        max_input, truncate, max_new: see ``Front``.
+        settings: of MindIE's families.
     """
 
     name: str
-    address: Address
+    addresses: dict[Plane, Address]
     key: str | None = None
     max_queue: int = 256
     max_body: int = 4 * 2**20
     adapters: dict[str, Path] = field(default_factory=dict)
+    max_input: int | None = None
+    truncate: int = 0
+    max_new: int | None = None
+    settings: MindieSettings = field(default_factory=MindieSettings)
+
+
+def everywhere(address: Address) -> dict[Plane, Address]:
+    """All planes on one address."""
+    return dict.fromkeys(PLANES, address)
 
 
 def serve_forever(loaded: BuiltIn, service: Service, on_start: Callable[[], None]) -> None:
@@ -41,12 +56,30 @@ async def _serve(loaded: BuiltIn, service: Service, on_start: Callable[[], None]
     try:
         for name, folder in service.adapters.items():
             await engine.add_adapter(name, str(folder))
-        front = Front(engine, loaded.tokenizer, service.name, loaded.defaults, service.max_queue)
-        app = create_app(front, ApiOptions(service.key, service.max_body))
+        front = Front(
+            engine,
+            loaded.tokenizer,
+            service.name,
+            loaded.defaults,
+            service.max_queue,
+            service.max_input,
+            service.truncate,
+            service.max_new,
+        )
 
         def stop_taking() -> None:
             front.draining = True
 
-        await serve([(app, service.address)], stop_taking, on_start)
+        await serve(applications(front, service), stop_taking, on_start)
     finally:
         await engine.stop()
+
+
+def applications(front: Front, service: Service) -> list[tuple[Any, Address]]:
+    """One for each address, with the planes that it has."""
+    options = ApiOptions(service.key, service.max_body)
+    found = []
+    for address in dict.fromkeys(service.addresses.values()):
+        planes = [plane for plane, own in service.addresses.items() if own == address]
+        found.append((create_app(front, options, service.settings, planes), address))
+    return found

@@ -36,15 +36,13 @@ class Address:
 
 
 class _Server(uvicorn.Server):
-    """Tells of the first signal, and ends at once at the second."""
+    """Gives signals to whoever runs all servers: uvicorn's own handler knows of one."""
 
     def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_signal = on_signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
         self._on_signal()
 
 
@@ -73,9 +71,17 @@ async def serve(apps: list[tuple[Any, Address]], on_signal: Callable[[], None], 
     Raises:
         InputError: an address cannot be had, or the certificate cannot be read.
     """
+    servers: list[_Server] = []
+
+    def stop() -> None:
+        on_signal()
+        for server in servers:
+            server.force_exit = server.should_exit
+            server.should_exit = True
+
     listeners = [bind(address) for _, address in apps]
     try:
-        servers = [_Server(_config(app, address), on_signal) for app, address in apps]
+        servers += [_Server(_config(app, address), stop) for app, address in apps]
         tasks = [
             asyncio.create_task(server.serve(sockets=[listener]))
             for server, listener in zip(servers, listeners, strict=True)

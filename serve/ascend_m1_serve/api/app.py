@@ -1,15 +1,32 @@
-"""The application: which routes there are, and what stands before them."""
+"""The applications: which routes there are, and what stands before them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 from fastapi import FastAPI
 
 from .. import __version__
 from ..front import Front
-from . import errors, openai_chat, openai_completions, operation
+from . import (
+    errors,
+    metrics,
+    mindie_management,
+    mindie_own,
+    mindie_text,
+    mindie_triton,
+    models,
+    openai_chat,
+    openai_completions,
+    operation,
+)
 from .guards import LimitBodies, LogRequests, RequireKey
+from .mindie_common import MindieSettings
+
+Plane = Literal["service", "management", "metrics"]
+PLANES: tuple[Plane, ...] = ("service", "management", "metrics")
 
 
 @dataclass(frozen=True)
@@ -25,13 +42,26 @@ class ApiOptions:
     max_body: int = 4 * 2**20
 
 
-def create_app(front: Front, options: ApiOptions | None = None) -> FastAPI:
-    """All families on one address."""
-    options = options or ApiOptions()
+def create_app(
+    front: Front,
+    options: ApiOptions | None = None,
+    settings: MindieSettings | None = None,
+    planes: Collection[Plane] = PLANES,
+) -> FastAPI:
+    """The planes that share an address; unless told otherwise all of them."""
+    options, settings = options or ApiOptions(), settings or MindieSettings()
     app = FastAPI(title="ascend-m1", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
-    for part in (openai_chat, openai_completions, operation):
-        app.include_router(part.routes(front))
+    if "service" in planes:
+        for part in (openai_chat, openai_completions, models):
+            app.include_router(part.routes(front))
+        for family in (mindie_text, mindie_own, mindie_triton):
+            app.include_router(family.routes(front, settings))
+    if "management" in planes:
+        app.include_router(operation.routes(front))
+        app.include_router(mindie_management.routes(front, settings))
+    if "metrics" in planes:
+        app.include_router(metrics.routes(front, settings))
     app.add_middleware(LimitBodies, limit=options.max_body)
     if options.key is not None:
         app.add_middleware(RequireKey, key=options.key)

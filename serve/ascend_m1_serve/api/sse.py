@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -59,11 +59,17 @@ async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Piece]]:
             task.cancel()
 
 
-async def whole(request: Request, front: Front, answers: Sequence[Answer]) -> list[list[Piece]] | None:
-    """All pieces of each answer; None: the client has gone, and the answers were ended. Raises EngineError."""
+async def whole(
+    request: Request, front: Front, answers: Sequence[Answer], read: Callable[[Answer], AsyncIterator[Piece]] = aiter
+) -> list[list[Piece]] | None:
+    """All pieces of each answer; None: the client has gone, and the answers were ended. Raises EngineError.
+
+    Args:
+        read: how the pieces of an answer are waited for.
+    """
 
     async def collect(answer: Answer) -> list[Piece]:
-        return [piece async for piece in answer]
+        return [piece async for piece in read(answer)]
 
     async def collect_all() -> list[list[Piece]] | None:
         return await asyncio.gather(*map(collect, answers))

@@ -1,0 +1,212 @@
+"""MindIE's config.json: what is taken, and what is said of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ascend_m1.errors import ConfigError, InputError
+from ascend_m1_serve.mindie import fields
+from ascend_m1_serve.mindie.config import MindieConfigError, read_config
+from ascend_m1_serve.mindie.environment import Environment, check_permissions, read_environment
+from ascend_m1_serve.server import Address
+
+from .configs import SHIPPED, change, content, written
+
+SERVER, BACKEND = "ServerConfig.", "BackendConfig."
+DEPLOY, SCHEDULE = f"{BACKEND}ModelDeployConfig.", f"{BACKEND}ScheduleConfig."
+MODEL = f"{DEPLOY}ModelConfig[0]."
+
+
+def test_the_file_that_ships() -> None:
+    config = read_config(SHIPPED, Environment())
+    assert config.service == Address("127.0.0.1", 1025)
+    assert config.management == Address("127.0.0.2", 1026)
+    assert config.metrics == Address("127.0.0.2", 1027)
+    assert (config.name, config.model) == ("baichuan-m1-14b", Path("/models/Baichuan-M1-14B-Instruct"))
+    assert (config.max_length, config.max_input, config.max_new, config.max_sequences) == (8192, 4096, 2048, 16)
+    assert config.devices == (0,)
+    assert f"{SCHEDULE}prefillTimeMsPerReq" in config.idle
+    assert f"{SCHEDULE}maxBatchSize" not in config.idle
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("ServerConfig.prot", 1025, "ServerConfig.prot is not known: do you mean port?"),
+        ("Servers", {}, "Servers is not known: do you mean ServerConfig?"),
+        (f"{SERVER}port", ..., "ServerConfig.port is missing: give a whole number, 1024 to 65535"),
+        (f"{SERVER}port", 80, "ServerConfig.port=80: give a whole number, 1024 to 65535"),
+        (f"{SERVER}port", "1025", "ServerConfig.port='1025': give a whole number, 1024 to 65535"),
+        (f"{SERVER}port", True, "ServerConfig.port=True: give a whole number, 1024 to 65535"),
+        (f"{SERVER}httpsEnabled", 0, "ServerConfig.httpsEnabled=0: give true or false"),
+        (f"{SERVER}ipAddress", "localhost", "ServerConfig.ipAddress='localhost': give an IPv4 or IPv6 address"),
+        (f"{SERVER}ipAddress", "0.0.0.0", "ServerConfig.ipAddress='0.0.0.0': set allowAllZeroIpListening to true"),
+        (f"{SERVER}inferMode", "dmi", "ServerConfig.inferMode: prefill and decode on separate servers are not served"),
+        (f"{SERVER}tokenTimeout", 3601, "ServerConfig.tokenTimeout=3601: give a whole number, 1 to 3600"),
+        (f"{BACKEND}npuDeviceIds", [0], "BackendConfig.npuDeviceIds=[0]: give a list with a list of device numbers"),
+        (f"{BACKEND}npuDeviceIds", [[0, 0]], "BackendConfig.npuDeviceIds=[[0, 0]]: name a device once"),
+        (f"{BACKEND}npuDeviceIds", [[0], [1]], "BackendConfig.modelInstanceNumber=1: npuDeviceIds has 2 lists"),
+        (f"{BACKEND}multiNodesInferEnabled", True, "BackendConfig.multiNodesInferEnabled=True: one node: use vLLM"),
+        (f"{MODEL}worldSize", 4, f"{MODEL}worldSize=4: npuDeviceIds names 1 devices: give as many"),
+        (f"{MODEL}modelName", "-x", f"{MODEL}modelName='-x': letters, digits"),
+        (f"{MODEL}npuMemSize", 0, f"{MODEL}npuMemSize=0: give -1"),
+        (f"{MODEL}backendType", "tf", f"{MODEL}backendType='tf': give 'atb' or 'torch' or 'ms'"),
+        (f"{MODEL}modelInstanceType", "StandardMock", f"{MODEL}modelInstanceType='StandardMock': this server has no"),
+        (f"{DEPLOY}ModelConfig", [], f"{DEPLOY}ModelConfig: give a list of one object"),
+        (f"{DEPLOY}truncation", 2, f"{DEPLOY}truncation=2: give -1 or 0 or 1"),
+        (f"{DEPLOY}LoraModules", [{"name": "x"}], f"{DEPLOY}LoraModules[0]: give an object with name, path"),
+        (f"{SCHEDULE}cacheBlockSize", 100, f"{SCHEDULE}cacheBlockSize=100: give a multiple of 16"),
+        (f"{SCHEDULE}maxPrefillTokens", 100, f"{SCHEDULE}maxPrefillTokens=100: is less than maxInputTokenLen=4096"),
+        (f"{SCHEDULE}maxPrefillBatchSize", 17, f"{SCHEDULE}maxPrefillBatchSize=17: is more than maxBatchSize=16"),
+        (f"{SCHEDULE}maxIterTimes", 9000, f"{SCHEDULE}maxIterTimes=9000: is more than maxSeqLen=8192"),
+    ],
+)
+def test_one_line_for_each_mistake(path: str, value: Any, text: str, tmp_path: Path) -> None:
+    with pytest.raises(MindieConfigError) as caught:
+        read_config(written(tmp_path, change(content(), path, value)), Environment())
+    problem = caught.value.problems[0]
+    assert problem.startswith(text)
+    assert "\n" not in problem
+
+
+def test_all_mistakes_are_named(tmp_path: Path) -> None:
+    config = change(change(content(), f"{SERVER}port", 1), f"{MODEL}worldSize", "x")
+    with pytest.raises(MindieConfigError) as caught:
+        read_config(written(tmp_path, config), Environment())
+    assert [problem.split("=")[0] for problem in caught.value.problems] == [f"{SERVER}port", f"{MODEL}worldSize"]
+
+
+def test_memory_without_swapping(tmp_path: Path) -> None:
+    config = change(change(content(), f"{MODEL}cpuMemSize", 0), f"{SCHEDULE}maxPreemptCount", 1)
+    with pytest.raises(MindieConfigError, match=r"cpuMemSize=0: needs maxPreemptCount=0"):
+        read_config(written(tmp_path, config), Environment())
+    assert read_config(written(tmp_path, change(content(), f"{MODEL}cpuMemSize", 0)), Environment()).cpu_memory == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "has 0 bytes"),
+        (b"{", "not valid JSON"),
+        (b"[1]", "not a JSON object"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 10**6, "not valid JSON"),
+    ],
+)
+def test_no_json(data: bytes, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=text):
+        read_config(path, Environment())
+    with pytest.raises(ConfigError, match="No such file"):
+        read_config(tmp_path / "nothing.json", Environment())
+
+
+BLOCKS = {
+    SERVER: fields.SERVER,
+    BACKEND: fields.BACKEND,
+    DEPLOY: fields.DEPLOY,
+    MODEL: fields.MODEL,
+    SCHEDULE: fields.SCHEDULE,
+}
+NUMBERS = [
+    (path, name, field)
+    for path, block in BLOCKS.items()
+    for name, field in block.items()
+    if field.kind is int and field.low is not None and field.high is not None
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(choice=st.sampled_from(NUMBERS), offset=st.integers(1, 10**12), above=st.booleans())
+def test_numbers_out_of_range_are_refused_by_name(tmp_path: Path, choice: Any, offset: int, above: bool) -> None:
+    path, name, field = choice
+    value = field.high + offset if above else field.low - offset
+    with pytest.raises(MindieConfigError) as caught:
+        read_config(written(tmp_path, change(content(), path + name, value)), Environment())
+    assert caught.value.problems == [f"{path}{name}={value}: give a whole number, {field.low} to {field.high}"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    path=st.sampled_from([(path, name) for path, block in BLOCKS.items() for name in block]),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+        max_leaves=4,
+    ),
+)
+def test_any_value_is_taken_or_refused(tmp_path: Path, path: tuple[str, str], value: Any) -> None:
+    try:
+        read_config(written(tmp_path, change(content(), "".join(path), value)), Environment())
+    except MindieConfigError as error:
+        assert error.problems  # noqa: PT017
+
+
+def test_certificates_are_below_the_installation(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path, change(content(), f"{SERVER}httpsEnabled", True)), Environment())
+    assert config.service.certificate == tmp_path / "security/certs/server.pem"
+    assert config.management.key == tmp_path / "security/keys/management/server.key.pem"
+    assert config.service.url == "https://127.0.0.1:1025"
+
+
+def test_old_names_and_all_of_the_manual(tmp_path: Path) -> None:
+    """Keys of 1.0.RC3's file that later versions renamed or dropped are known."""
+    config = content()
+    config["LogConfig"] = {"logLevel": "Info", "logFileSize": 20, "logFileNum": 20, "logPath": "logs/mindservice.log"}
+    for path, names in {
+        SERVER: "tlsCaPath tlsCaFile tlsPkPwd tlsCrl managementTlsCaFile managementTlsPkPwd managementTlsCrl "
+        "kmcKsfMaster kmcKsfStandby interCommTlsCaFile interCommTlsCert interCommPk interCommPkPwd interCommTlsCrl "
+        "tlsCrlPath tlsCrlFiles metricsTlsCaFile metricsTlsCrlPath metricsTlsCrlFiles interCommTlsCaFiles",
+        BACKEND: "interNodeTlsCaFile interNodeTlsCert interNodeTlsPk interNodeTlsPkPwd interNodeTlsCrl "
+        "interNodeKmcKsfMaster interNodeKmcKsfStandby interNodeTlsCaPath interNodeTlsCaFiles",
+    }.items():
+        for name in names.split():
+            change(config, path + name, "x")
+    found = read_config(written(tmp_path, config), Environment())
+    assert f"{SERVER}tlsPkPwd" in found.idle
+
+
+@pytest.mark.parametrize(("value", "cut"), [(True, -1), (-1, -1), (1, 1), (False, 0), (0, 0)])
+def test_truncation(value: bool | int, cut: int, tmp_path: Path) -> None:
+    assert (
+        read_config(written(tmp_path, change(content(), f"{DEPLOY}truncation", value)), Environment()).truncate == cut
+    )
+
+
+def test_environment(tmp_path: Path) -> None:
+    found = read_environment(
+        {
+            "MIES_INSTALL_PATH": "/opt/mindie",
+            "MIES_CONTAINER_IP": "10.0.0.1",
+            "MIES_CONTAINER_MANAGEMENT_IP": "10.0.0.2",
+            "MIES_SERVICE_MONITOR_MODE": "1",
+            "MINDIE_LOG_LEVEL": "server:WARN; llm:DEBUG",
+        }
+    )
+    assert found.config_file == Path("/opt/mindie/conf/config.json")
+    assert (found.monitor, found.log_level) == (True, "debug")
+    config = read_config(SHIPPED, found)
+    assert (config.service.host, config.management.host) == ("10.0.0.1", "10.0.0.2")
+    assert read_environment({"MIES_CONFIG_JSON_PATH": "x"}).config_file == Path("x")
+    with pytest.raises(InputError, match=r"^environment variable MIES_SERVICE_MONITOR_MODE='on': give 0 or 1$"):
+        read_environment({"MIES_SERVICE_MONITOR_MODE": "on"})
+    with pytest.raises(InputError, match=r"^environment variable MINDIE_LOG_LEVEL='loud': give one of "):
+        read_environment({"MINDIE_LOG_LEVEL": "loud"})
+
+
+def test_permissions(tmp_path: Path) -> None:
+    path = written(tmp_path, {})
+    check_permissions(path)
+    path.chmod(0o644)
+    with pytest.raises(InputError, match="mode 644 is wider than 640: chmod 640"):
+        check_permissions(path)
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    with pytest.raises(InputError, match="is a symbolic link"):
+        check_permissions(link)

@@ -1,0 +1,100 @@
+"""``ascend-m1 serve --config``: three planes on their addresses, MindIE's limits, and stopping over HTTP."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ascend_m1.cli import main
+from ascend_m1.cli.options import EMBEDDED
+from ascend_m1_serve import logs
+
+from ..test_command import command, environment
+from .configs import change, content, written
+
+PORTS = ("port", "managementPort", "metricsPort")
+
+
+def small(folder: Path, **server: object) -> tuple[Path, list[int]]:
+    """For the model that ships, on free ports."""
+    config = content()
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    for name, value in {**dict(zip(PORTS, ports, strict=True)), **server}.items():
+        change(config, f"ServerConfig.{name}", value)
+    deploy = "BackendConfig.ModelDeployConfig."
+    change(config, f"{deploy}ModelConfig[0].modelWeightPath", str(EMBEDDED))
+    change(config, f"{deploy}ModelConfig[0].modelName", "m1")
+    change(config, f"{deploy}maxSeqLen", 512)
+    change(config, f"{deploy}maxInputTokenLen", 100)
+    change(config, f"{deploy}truncation", 1)
+    change(config, "BackendConfig.ScheduleConfig.maxIterTimes", 7)
+    return written(folder, config), ports
+
+
+def test_three_planes(tmp_path: Path) -> None:
+    path, ports = small(tmp_path)
+    own = {**environment(), "MIES_CONFIG_JSON_PATH": str(path), "MIES_SERVICE_MONITOR_MODE": "1"}
+    own["MIES_CONTAINER_MANAGEMENT_IP"] = "127.0.0.1"
+    process = subprocess.Popen(command("--config"), env=own, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        lines = [next(line for line in process.stderr if line.startswith("ascend-m1: ")) for _ in range(2)]
+        service, management, metrics = (f"http://127.0.0.1:{port}" for port in ports)
+        assert "without effect here: BackendConfig.ModelDeployConfig.ModelConfig[0].backendType, " in lines[0]
+        assert lines[1] == f"ascend-m1: m1 at {service}, {management}, {metrics}\n"
+        long = httpx.post(f"{service}/generate", json={"prompt": "word " * 300, "ignore_eos": True})
+        answer = httpx.post(f"{service}/v1/completions", json={"prompt": "word " * 300, "ignore_eos": True}).json()
+        assert long.status_code == 200
+        assert answer["usage"]["prompt_tokens"] == 100  # its end
+        assert answer["usage"]["completion_tokens"] == 7
+        assert httpx.get(f"{management}/v1/config").json()["maxSeqLen"] == 512
+        assert "request_success_total" in httpx.get(f"{metrics}/metrics").text
+        assert httpx.get(f"{service}/metrics").status_code == 404
+        assert httpx.get(f"{metrics}/health").status_code == 404
+        assert httpx.get(f"{management}/stopService").status_code == 200
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--port", "80"], "--port and --config: the file says it: leave the option out"),
+        (["--adapter", "x=y"], "--adapter and --config: the file says it: leave the option out"),
+    ],
+)
+def test_either_file_or_options(
+    options: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "start_logging", lambda level: None)
+    assert main(["serve", "--config", str(small(tmp_path)[0]), *options]) == 2
+    assert capsys.readouterr().err == f"ascend-m1: error: {text}\n"
+
+
+def test_what_a_file_must_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MIES_CONFIG_JSON_PATH", raising=False)
+    assert main(["serve", "--config"]) == 2
+    assert "--config without a file: name one, or set MIES_CONFIG_JSON_PATH" in capsys.readouterr().err
+    path, _ = small(tmp_path, port=80)
+    assert main(["serve", "--config", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"ascend-m1: error: {path}: ServerConfig.port=80: give a whole number, 1024 to 65535\n"
+    )
+    path.chmod(0o666)
+    assert main(["serve", "--config", str(path)]) == 2
+    assert "mode 666 is wider than 640" in capsys.readouterr().err
+    config = change(change(content(), "BackendConfig.npuDeviceIds", [[0, 1]]),
+                    "BackendConfig.ModelDeployConfig.ModelConfig[0].worldSize", 2)  # fmt: skip
+    assert main(["serve", "--config", str(written(tmp_path / "two", config))]) == 2
+    assert "worldSize=2: the built-in engine runs on one device" in capsys.readouterr().err
