@@ -7,7 +7,7 @@
 #         floor    model, operators and compatibility under the oldest supported transformers, in .venvs/floor
 #         npu      the real torch_npu on a host stand-in for CANN, in .venvs/npu
 #         lowering  the Triton kernels through the Ascend compilers, in .venvs/lowering
-#         vllm     the plugin in vLLM on the CPU, in .venvs/vllm
+#         vllm     the plugin in vLLM on the CPU, and the service with its engine, in .venvs/vllm
 #         vllm-ascend  the plugin in vllm-ascend on the host stand-in for CANN, in .venvs/vllm-ascend
 #
 # TORCH_SPEC chooses the torch to install, in pip's words (see environment.sh).
@@ -71,6 +71,10 @@ case $suite in
     vllm)
         make_environment .venvs/vllm vllm --editable . --requirement requirements/vllm.txt
         remove_vision .venvs/vllm
+        if [[ $# -eq 0 ]]; then # the interfaces' tests, on vLLM's engine
+            ASCEND_M1_TEST_ENGINE=vllm .venvs/vllm/bin/python -m pytest tests/serve/api \
+                tests/serve/mindie/test_families.py tests/serve/mindie/test_clients.py
+        fi
         run_tests .venvs/vllm "-n 2 --dist worksteal tests/vllm" "$@"
         ;;
     vllm-ascend)

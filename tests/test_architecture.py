@@ -27,14 +27,15 @@ ALLOWED = {
     "ascend_m1_hostnpu": set(),
     "ascend_m1": {"ascend_m1_ops", "ascend_m1_hostnpu"},  # the latter in verify alone, see CONFINED
     "ascend_m1_finetune": {"ascend_m1", "ascend_m1_ops"},
-    "ascend_m1_serve": {"ascend_m1", "ascend_m1_ops"},
+    "ascend_m1_serve": {"ascend_m1", "ascend_m1_ops", "ascend_m1_vllm"},  # the last in vllm_engine alone
     "ascend_m1_vllm": {"ascend_m1", "ascend_m1_ops"},
 }
 # Packages that only some places may know, and how (regular expressions on the path below the repository).
 CONFINED = {
     "torch_npu": r"ops/ascend_m1_ops/.*/npu\.py|ops/ascend_m1_hostnpu/.*|ascend_m1/device\.py",
     "ascend_m1_hostnpu": r"ops/ascend_m1_hostnpu/.*|ascend_m1/verify/.*",
-    "vllm": r"serve/ascend_m1_vllm/.*",
+    "vllm": r"serve/ascend_m1_vllm/.*|serve/ascend_m1_serve/vllm_engine\.py",
+    "ascend_m1_vllm": r"serve/ascend_m1_vllm/.*|serve/ascend_m1_serve/vllm_engine\.py",
     "fastapi": r"serve/ascend_m1_serve/api/.*",
     "peft": r"finetune/.*",
     "openmind": r"finetune/.*",

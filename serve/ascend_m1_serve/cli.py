@@ -19,8 +19,10 @@ DEFAULT_PORT = 1025  # MindIE Service's
 KEY_VARIABLE = "ASCEND_M1_API_KEY"
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 # What a config.json says; with one, these options are left at their defaults.
-_CONFIGURED = ("model", "max_length", "max_sequences", "adapter", "host", "port", "served_model_name", "max_queue",
-               "max_body_mb", "ssl_certfile", "ssl_keyfile")  # fmt: skip
+_CONFIGURED = (
+    *("model", "max_length", "max_sequences", "adapter", "tensor_parallel_size", "pipeline_parallel_size"),
+    *("host", "port", "served_model_name", "max_queue", "max_body_mb", "ssl_certfile", "ssl_keyfile"),
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -42,6 +44,17 @@ def add_parser(commands: Any) -> None:
         "MIES_CONFIG_JSON_PATH names",
     )
     engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--engine",
+        choices=("built-in", "vllm"),
+        default="built-in",
+        help="built-in: on one device; vllm: vLLM's, where that is installed, on several, too (default: built-in)",
+    )
+    for option, what in (
+        ("--tensor-parallel-size", "devices that share a layer"),
+        ("--pipeline-parallel-size", "groups of layers on devices of their own"),
+    ):
+        engine.add_argument(option, type=int, default=1, metavar="N", help=f"{what}, with --engine vllm (default: 1)")
     engine.add_argument("--max-length", type=int, metavar="N", help="tokens of the longest sequence (default: the "
                         "checkpoint's context, at most 8192)")  # fmt: skip
     engine.add_argument("--max-sequences", type=int, default=16, metavar="N", help="at the same time (default: 16)")
@@ -74,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise InputError(f'{", ".join(missing)} not installed: pip install "ascend-m1[serve]"')
 
-    from .engines import built_in
+    from .engines import built_in, vllm
     from .logs import start_logging
     from .mindie.environment import read_environment
     from .run import serve_forever
@@ -82,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     environment = read_environment(os.environ)
     wanted, service = _configured(arguments, environment) if arguments.config is not None else _options(arguments)
     with quiet():
-        loaded = built_in(wanted)
+        loaded = vllm(wanted) if arguments.engine == "vllm" else built_in(wanted)
     start_logging(arguments.log_level or environment.log_level)
     where = ", ".join(dict.fromkeys(address.url for address in service.addresses.values()))
     serve_forever(loaded, service, lambda: note(f"{service.name} at {where}"))
@@ -104,7 +117,7 @@ def _configured(arguments: argparse.Namespace, environment: Any) -> tuple[Wanted
     config, path = configured(arguments.config, environment)
     if config.idle:
         note(f"{path}: without effect here: {', '.join(config.idle)}")
-    engine = replace(wanted_engine(config, path), dtype=arguments.dtype)
+    engine = replace(wanted_engine(config, path, arguments.engine == "vllm"), dtype=arguments.dtype)
     return engine, wanted_service(config, environment, _key(arguments))
 
 
@@ -116,6 +129,9 @@ def _options(arguments: argparse.Namespace) -> tuple[Wanted, Service]:
     adapters = dict(_named(text) for text in arguments.adapter)
     if (arguments.ssl_certfile is None) != (arguments.ssl_keyfile is None):
         raise InputError("--ssl-certfile and --ssl-keyfile: give both or none")
+    sizes = (arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
+    if min(sizes) < 1 or (sizes != (1, 1) and arguments.engine != "vllm"):
+        raise InputError(f"parallel sizes {sizes}: give 1 or more, and --engine vllm: the built-in one has one device")
     for option in ("max_queue", "max_body_mb", "port"):
         value = getattr(arguments, option)
         if not 0 <= value < 2**16:
@@ -127,6 +143,8 @@ def _options(arguments: argparse.Namespace) -> tuple[Wanted, Service]:
         max_length=arguments.max_length,
         max_sequences=arguments.max_sequences,
         adapters=adapters,
+        tensor_parallel=sizes[0],
+        pipeline_parallel=sizes[1],
     )
     paths = [None if path is None else Path(path) for path in (arguments.ssl_certfile, arguments.ssl_keyfile)]
     service = Service(

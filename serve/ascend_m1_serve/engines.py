@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from transformers import GenerationConfig
 
 from ascend_m1.cli.loading import Checkpoint, load_model, open_checkpoint
 from ascend_m1.device import choose_device, choose_dtype
@@ -13,7 +16,9 @@ from ascend_m1.inference import InferenceModel
 from ascend_m1.weights import read_json
 
 from .engine.core import Core, EngineOptions, make_core
+from .engine.service import BuiltInEngine
 from .front import Defaults
+from .protocol import Engine
 
 DEFAULT_LENGTH = 8192
 
@@ -27,6 +32,7 @@ class Wanted:
         max_length: tokens of the longest sequence; None: the checkpoint's context, at most ``DEFAULT_LENGTH``.
         max_sequences: at the same time. blocks: of the cache; None: for all of them at their longest.
         adapters: PEFT folders by name. max_adapters: loaded at the same time; None: as many as these.
+        tensor_parallel, pipeline_parallel, devices: for vLLM; the built-in engine runs on one device.
     """
 
     model: Path
@@ -40,19 +46,99 @@ class Wanted:
     graph: str | None = None
     adapters: dict[str, Path] | None = None
     max_adapters: int | None = None
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    devices: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class BuiltIn:
-    """Everything but the thread, which needs an event loop.
+class Prepared(Protocol):
+    """An engine but for what needs an event loop.
 
     Attributes:
-        defaults: of the checkpoint's generation_config.json.
+        tokenizer: of the checkpoint. defaults: of its generation_config.json.
     """
+
+    tokenizer: Any
+    defaults: Defaults
+
+    def start(self) -> Engine:
+        """In the event loop's thread."""
+
+
+@dataclass
+class BuiltIn:
+    """The built-in engine, its model loaded."""
 
     core: Core
     tokenizer: Any
     defaults: Defaults
+
+    def start(self) -> Engine:
+        """The engine and its thread."""
+        return BuiltInEngine(self.core, self.tokenizer)
+
+
+@dataclass
+class Vllm:
+    """vLLM's engine; ``start`` loads the model."""
+
+    arguments: dict[str, Any]
+    devices: tuple[int, ...]
+    tokenizer: Any
+    defaults: Defaults
+    end_tokens: frozenset[int]
+
+    def start(self) -> Engine:
+        """The engine and its workers."""
+        from .vllm_engine import start
+
+        return start(self.arguments, self.devices, self.tokenizer, self.end_tokens)
+
+
+def vllm(wanted: Wanted, **more: Any) -> Vllm:
+    """vLLM with these options; ``more`` are arguments of its ``AsyncEngineArgs``.
+
+    Raises:
+        AscendM1Error: vLLM is not installed, or the checkpoint cannot be used.
+    """
+    if find_spec("vllm") is None:
+        raise InputError("--engine vllm: vLLM is not installed here: see docs/vllm.md, or use the built-in engine")
+    checkpoint = open_checkpoint(str(wanted.model))
+    options, end = _options(wanted, checkpoint), checkpoint.config.eos_token_id
+    arguments: dict[str, Any] = {
+        "model": str(wanted.model),
+        "skip_tokenizer_init": False,
+        "dtype": wanted.dtype,
+        "max_model_len": options.max_length,
+        "max_num_seqs": wanted.max_sequences,
+        "enable_prefix_caching": wanted.prefix_caching,
+        "tensor_parallel_size": wanted.tensor_parallel,
+        "pipeline_parallel_size": wanted.pipeline_parallel,
+    }
+    if options.adapters:
+        rank = next(size for size in _VLLM_RANKS if size >= options.adapter_rank)
+        arguments |= {"enable_lora": True, "max_loras": options.adapters, "max_lora_rank": rank}
+    config = wanted.model / "generation_config.json"
+    defaults = Defaults.of(GenerationConfig.from_dict(read_json(config))) if config.is_file() else Defaults()
+    ends = frozenset([] if end is None else [end] if isinstance(end, int) else end)
+    return Vllm(arguments | more, wanted.devices, checkpoint.tokenizer, defaults, ends)
+
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def parallel_sizes(model: Path, devices: int) -> tuple[int, int]:
+    """Tensor and pipeline parallel sizes for so many devices: the most ranks that the heads allow, the rest stages.
+
+    Raises:
+        InputError: no such pair.
+    """
+    config = open_checkpoint(str(model)).config
+    for tensor in range(devices, 0, -1):
+        fits = all(spec.heads % tensor == 0 for spec in config.layer_specs)
+        if fits and devices % tensor == 0 and devices // tensor <= config.num_hidden_layers:
+            return tensor, devices // tensor
+    raise InputError(f"{devices} devices: {config.num_hidden_layers} layers cannot be shared out: give fewer")
 
 
 def built_in(wanted: Wanted) -> BuiltIn:

@@ -11,8 +11,7 @@ from typing import Any
 from .api import ApiOptions, create_app
 from .api.app import PLANES, Plane
 from .api.mindie_common import MindieSettings
-from .engine.service import BuiltInEngine
-from .engines import BuiltIn
+from .engines import Prepared
 from .front import Front
 from .server import Address, serve
 
@@ -46,13 +45,13 @@ def everywhere(address: Address) -> dict[Plane, Address]:
     return dict.fromkeys(PLANES, address)
 
 
-def serve_forever(loaded: BuiltIn, service: Service, on_start: Callable[[], None]) -> None:
+def serve_forever(loaded: Prepared, service: Service, on_start: Callable[[], None]) -> None:
     """Until a signal; see ``server.serve``. Raises InputError."""
     asyncio.run(_serve(loaded, service, on_start))
 
 
-async def _serve(loaded: BuiltIn, service: Service, on_start: Callable[[], None]) -> None:
-    engine = BuiltInEngine(loaded.core, loaded.tokenizer)
+async def _serve(loaded: Prepared, service: Service, on_start: Callable[[], None]) -> None:
+    engine = loaded.start()
     try:
         for name, folder in service.adapters.items():
             await engine.add_adapter(name, str(folder))

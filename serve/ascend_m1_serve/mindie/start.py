@@ -8,7 +8,7 @@ from ascend_m1.device import npu_problem
 from ascend_m1.errors import ConfigError, InputError
 
 from ..api.mindie_common import MindieSettings
-from ..engines import Wanted
+from ..engines import Wanted, parallel_sizes
 from ..run import Service
 from .config import MindieConfig, read_config
 from .environment import Environment, check_permissions
@@ -24,13 +24,14 @@ def configured(file: str, environment: Environment) -> tuple[MindieConfig, Path]
     return read_config(path, environment), path
 
 
-def wanted_engine(config: MindieConfig, path: Path) -> Wanted:
-    """For the built-in engine. Raises ConfigError if it needs more than one device."""
-    if len(config.devices) > 1:
+def wanted_engine(config: MindieConfig, path: Path, several: bool) -> Wanted:
+    """Raises ConfigError if it needs more than one device and the engine does not run on ``several``."""
+    if len(config.devices) > 1 and not several:
         raise ConfigError(
             f"{path}: BackendConfig.ModelDeployConfig.ModelConfig[0].worldSize={len(config.devices)}: the built-in "
-            "engine runs on one device: give 1, or use vLLM (docs/vllm.md)"
+            "engine runs on one device: give 1, or add --engine vllm"
         )
+    tensor, pipeline = parallel_sizes(config.model, len(config.devices)) if several and config.devices else (1, 1)
     return Wanted(
         model=config.model,
         device=f"npu:{config.devices[0]}" if config.devices and npu_problem() is None else "auto",
@@ -39,6 +40,9 @@ def wanted_engine(config: MindieConfig, path: Path) -> Wanted:
         chunk=min(config.prefill_tokens, 512),
         adapters=config.adapters,
         max_adapters=config.max_adapters,
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        devices=config.devices,
     )
 
 

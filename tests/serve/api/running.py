@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +17,13 @@ import uvicorn
 
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1_serve.api import ApiOptions, create_app
-from ascend_m1_serve.engine.service import BuiltInEngine
-from ascend_m1_serve.engines import BuiltIn, Wanted, built_in
+from ascend_m1_serve.engines import Prepared, Wanted, built_in, vllm
 from ascend_m1_serve.front import Front
+
+ENGINE = os.environ.get("ASCEND_M1_TEST_ENGINE", "built-in")
+if ENGINE == "vllm":
+    for name, value in {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}.items():
+        os.environ.setdefault(name, value)
 
 
 @dataclass
@@ -40,14 +45,17 @@ class Running:
 
 
 @lru_cache
-def embedded(max_adapters: int = 0, **options: Any) -> BuiltIn:
-    """The model that ships, in float32."""
-    return built_in(Wanted(EMBEDDED, device="cpu", dtype="float32", max_adapters=max_adapters, **options))
+def embedded(max_adapters: int = 0, **options: Any) -> Prepared:
+    """The model that ships, in float32, in the built-in engine, or in the one that the environment names."""
+    wanted = Wanted(EMBEDDED, device="cpu", dtype="float32", max_adapters=max_adapters, **options)
+    if ENGINE == "vllm":
+        return vllm(wanted, enforce_eager=True, gpu_memory_utilization=0.3)
+    return built_in(wanted)
 
 
 @contextmanager
 def running(
-    loaded: BuiltIn,
+    loaded: Prepared,
     options: ApiOptions | None = None,
     adapters: dict[str, Path] | None = None,
     max_queue: int = 256,
@@ -58,7 +66,7 @@ def running(
     servers = list[uvicorn.Server]()
 
     async def serve() -> None:
-        engine = BuiltInEngine(loaded.core, loaded.tokenizer)
+        engine = loaded.start()
         for name, folder in (adapters or {}).items():
             await engine.add_adapter(name, str(folder))
         front = Front(engine, loaded.tokenizer, "m1-icd10", loaded.defaults, max_queue)

@@ -64,7 +64,8 @@ def test_logprobs(client: OpenAI) -> None:
 
 
 def test_several_choices(client: OpenAI) -> None:
-    sampled: dict[str, Any] = {"temperature": 9.0, "seed": 7, "max_tokens": 12, "n": 3}
+    sampled: dict[str, Any] = {"temperature": 2.0, "seed": 7, "max_tokens": 12, "n": 3}
+    sampled["messages"] = [{"role": "user", "content": "Tell me something"}]
     choices = [choice.message.content for choice in ask(client, **sampled).choices]
     assert len(set(choices)) > 1
     assert [choice.message.content for choice in ask(client, **sampled).choices] == choices

@@ -31,6 +31,11 @@ def wait_until(condition: Any) -> None:
     raise AssertionError("nothing happened in 12 s")
 
 
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What was logged of requests."""
+    return [record.fields for record in caplog.records if record.name == "ascend_m1_serve.access"]  # type: ignore[attr-defined]
+
+
 def test_models(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.id == "m1-icd10"
@@ -103,9 +108,9 @@ def test_one_that_does_not_read_holds_nobody_up(service: Running, client: OpenAI
 def test_the_log_has_a_line_for_each_request(service: Running, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "ascend_m1_serve.access"):
         answer = httpx.post(f"{service.url}/v1/completions", json={"prompt": "secret words", "max_tokens": 2})
-        wait_until(lambda: caplog.records)
+        wait_until(lambda: lines(caplog))
     generated = answer.json()["usage"]["completion_tokens"]
-    (fields,) = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    (fields,) = lines(caplog)
     assert fields["id"] == answer.headers["x-request-id"]
     assert (fields["path"], fields["status"], fields["generated_tokens"]) == ("/v1/completions", 200, generated)
     assert "secret" not in json.dumps(fields)
@@ -148,10 +153,9 @@ def test_adapters_are_models(tmp_path: Path) -> None:
         assert content[0] == ANSWER != content[1]
 
 
-def test_an_engine_that_failed(caplog: pytest.LogCaptureFixture) -> None:
-    with running(embedded(max_length=256)) as service:
-        engine: Any = service.front.engine
-        service.call(lambda: engine._fail("the engine failed: for a test"))
+def test_an_engine_that_failed(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(type(service.front.engine), "failure", property(lambda engine: "the engine failed: for a test"))
         assert httpx.get(f"{service.url}/health").status_code == 503
         answer = httpx.post(f"{service.url}/v1/completions", json={"prompt": "x"})
         assert (answer.status_code, answer.json()["error"]["message"]) == (503, "the engine failed: for a test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -145,16 +146,17 @@ def test_triton_tensors(client: Client, ids: list[int], service: Running) -> Non
 
 
 def test_triton_stop(client: Client, service: Running) -> None:  # noqa: F811
+    """A request that waits, for the engine is full."""
     path = f"/v2/models/{MODEL}"
     assert client.post(f"{path}/stopInfer", id="a1").status_code == 404
-    request = {"id": "a1", "text_input": "Once", "parameters": {"max_new_tokens": 900, "do_sample": True}}
-    request["parameters"] |= {"temperature": 20.0}  # type: ignore[operator]  # never ends by itself
-    with client.http.stream("POST", f"{path}/generate_stream", json=request) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        assert Client(service.url).post(f"{path}/stopInfer", id="a1").json() == {"id": "a1"}
-        assert list(lines)
-    assert service.front.open == 0
+    full = {"prompt": "Once", "n": 16, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with client.http.stream("POST", "/v1/completions", json=full) as others, ThreadPoolExecutor(1) as pool:
+        events = others.iter_lines()
+        next(events)
+        asked = pool.submit(Client(service.url).ok, f"{path}/generate", id="a1", text_input=PROMPT)
+        while Client(service.url).post(f"{path}/stopInfer", id="a1").status_code == 404:
+            assert not asked.done()
+        assert asked.result(30)["text_output"] == ""
 
 
 def test_queries(client: Client) -> None:

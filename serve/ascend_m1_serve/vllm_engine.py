@@ -1,0 +1,310 @@
+"""vLLM's engine behind the ``Engine`` protocol: many devices, the front unchanged.
+
+The only file here that imports vLLM; the model comes to it through the plugin ``ascend_m1_vllm``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams, TokensPrompt
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from ascend_m1.errors import InputError
+
+from .engine.core import check_prompt
+from .engine.grammar import GrammarCompiler
+from .errors import EngineError
+from .protocol import Event, Grammar, Limits, Logprob, Sampling, Stats
+
+
+@dataclass
+class Adapter:
+    """A loaded one, and the requests that use it."""
+
+    request: LoRARequest
+    users: int = 0
+
+
+class VllmStream:
+    """The events of one request; a task reads them from vLLM whether or not they are awaited."""
+
+    def __init__(self, engine: VllmEngine, identity: str, adapter: Adapter | None, logprobs: int) -> None:
+        self._engine, self.identity, self.adapter, self._logprobs = engine, identity, adapter, logprobs
+        self._news: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._ended = False
+
+    def start(self, outputs: AsyncIterator[RequestOutput]) -> None:
+        """Begin to read."""
+        self._task = asyncio.create_task(self._read(outputs))
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._ended:
+            raise StopAsyncIteration
+        event = await self._news.get()
+        if event is None:
+            self._ended = True
+            raise StopAsyncIteration
+        if isinstance(event, Exception):
+            self._ended = True
+            raise event
+        self._ended = event.finish is not None
+        return event
+
+    def abort(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._news.put_nowait(None)  # for whoever waits
+            if self._task is not None:
+                self._task.cancel()  # vLLM ends the request when its reader goes away
+
+    async def _read(self, outputs: AsyncIterator[RequestOutput]) -> None:
+        try:
+            async for output in outputs:
+                event = _event(output, self._logprobs)
+                if event is not None:
+                    self._news.put_nowait(event)
+        except ValueError as error:  # what vLLM does not accept of a request
+            self._news.put_nowait(InputError(" ".join(str(error).split())))
+        except Exception as error:
+            self._news.put_nowait(EngineError(f"vLLM failed: {type(error).__name__}: {error}"))
+        finally:
+            self._engine.close(self)
+
+
+class VllmEngine:
+    """vLLM in this process' event loop, its workers in processes of their own.
+
+    Args:
+        inner: the engine. recorder: told by it. tokenizer: to check grammars before vLLM sees them.
+    """
+
+    def __init__(self, inner: AsyncLLM, recorder: Recorder, limits: Limits, tokenizer: Any) -> None:
+        self._inner, self._recorder, self.limits, self._tokenizer = inner, recorder, limits, tokenizer
+        self._open: set[VllmStream] = set()
+        self._news = asyncio.Event()
+        self._numbers = itertools.count(1)
+        self._adapters: dict[str, Adapter] = {}
+        self._grammars: GrammarCompiler | None = None
+        self._closing = False
+
+    @property
+    def failure(self) -> str | None:
+        return f"vLLM failed: {self._inner.dead_error}" if self._inner.errored else None
+
+    def stats(self) -> Stats:
+        recorded = self._recorder.stats
+        free = round((1 - self._recorder.usage) * self.limits.blocks)
+        return replace(recorded, free_blocks=free)
+
+    def adapters(self) -> list[str]:
+        return sorted(self._adapters)
+
+    def submit(
+        self, ids: Sequence[int], sampling: Sampling, *, adapter: str | None = None, priority: int = 5
+    ) -> VllmStream:
+        """See ``protocol.Engine.submit``."""
+        if self.failure or self._closing:
+            raise EngineError(self.failure or "the engine takes nothing any more: it is being stopped")
+        check_prompt(ids, self.limits)
+        loaded = None if adapter is None else self._find(adapter)
+        parameters = self._parameters(sampling, self.limits.max_length - len(ids))
+        stream = VllmStream(self, f"request-{next(self._numbers)}", loaded, sampling.logprobs or 0)
+        if loaded is not None:
+            loaded.users += 1
+        self._open.add(stream)
+        outputs = self._inner.generate(
+            TokensPrompt(prompt_token_ids=list(ids)),
+            parameters,
+            stream.identity,
+            lora_request=None if loaded is None else loaded.request,
+            priority=priority,
+        )
+        stream.start(outputs)
+        return stream
+
+    def close(self, stream: VllmStream) -> None:
+        """A request has ended."""
+        self._open.discard(stream)
+        if stream.adapter is not None:
+            stream.adapter.users -= 1
+        self._news.set()
+
+    async def add_adapter(self, name: str, path: str) -> None:
+        """See ``protocol.Engine.add_adapter``."""
+        if name in self._adapters:
+            raise InputError(f"adapter {name!r} is loaded already: unload it first, or choose another name")
+        if not Path(path).is_dir():
+            raise InputError(f"adapter {path} is not a directory: give the folder that holds adapter_config.json")
+        request = LoRARequest(name, next(self._numbers), path)
+        try:
+            await self._inner.add_lora(request)
+        except Exception as error:  # whatever a worker raises, sent as text
+            raise InputError(f"adapter {name!r}: {' '.join(str(error).split())}") from None
+        self._adapters[name] = Adapter(request)
+
+    async def remove_adapter(self, name: str) -> None:
+        """See ``protocol.Engine.remove_adapter``."""
+        loaded = self._find(name)
+        del self._adapters[name]
+        while loaded.users:
+            self._news.clear()
+            await self._news.wait()
+        await self._inner.remove_lora(loaded.request.lora_int_id)
+
+    async def drain(self) -> None:
+        """See ``protocol.Engine.drain``."""
+        self._closing = True
+        while self._open:
+            self._news.clear()
+            await self._news.wait()
+
+    async def stop(self) -> None:
+        """See ``protocol.Engine.stop``."""
+        self._closing = True
+        for stream in list(self._open):
+            stream.abort()
+        await self.drain()
+        self._inner.shutdown()
+
+    def _find(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            known = ", ".join(sorted(self._adapters)) or "none"
+            raise InputError(f"adapter {name!r} is not loaded: loaded are: {known}")
+        return self._adapters[name]
+
+    def _parameters(self, sampling: Sampling, room: int) -> SamplingParams:
+        try:
+            return self._converted(sampling, room)
+        except ValueError as error:  # vLLM's ranges are narrower
+            raise InputError(" ".join(str(error).split())) from None
+
+    def _converted(self, sampling: Sampling, room: int) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=min(sampling.max_tokens, room),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            seed=sampling.seed,
+            logit_bias=sampling.logit_bias or None,
+            stop_token_ids=sorted(sampling.stop_token_ids),
+            ignore_eos=sampling.ignore_eos,
+            logprobs=sampling.logprobs,
+            structured_outputs=None if sampling.grammar is None else self._structured(sampling.grammar),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _structured(self, grammar: Grammar) -> StructuredOutputsParams:
+        if self._grammars is None:
+            end = self._tokenizer.eos_token_id
+            self._grammars = GrammarCompiler(self._tokenizer, self.limits.vocab_size, end)
+        self._grammars.compile(grammar)  # refuses here what vLLM would refuse later
+        if grammar.kind == "json_object":
+            return StructuredOutputsParams(json_object=True, disable_any_whitespace=True)
+        if grammar.kind == "json_schema":
+            return StructuredOutputsParams(json=grammar.text, disable_any_whitespace=True)
+        return StructuredOutputsParams(**{grammar.kind: grammar.text})
+
+
+def _event(output: RequestOutput, top: int) -> Event | None:
+    """What is new; None: nothing. vLLM gives the chosen token and ``top`` others, one fewer if it is one of them."""
+    (sample,) = output.outputs
+    finish = {None: None, "stop": "stop", "length": "length"}.get(sample.finish_reason, "abort")
+    if not sample.token_ids and finish is None:
+        return None
+    rows = []
+    for token, row in zip(sample.token_ids, sample.logprobs or [], strict=False):
+        found = {token: Logprob(token, entry.logprob, entry.rank or 0) for token, entry in row.items()}
+        likeliest = sorted(found.values(), key=lambda entry: entry.rank)[:top]
+        rows.append((found[token], *likeliest))
+    times = output.metrics
+    queued = max(0.0, times.scheduled_ts - times.queued_ts) if times is not None else 0.0
+    return Event(tuple(sample.token_ids), tuple(rows), finish, output.num_cached_tokens or 0, queued)  # type: ignore[arg-type]
+
+
+class Recorder(StatLoggerBase):  # type: ignore[misc, unused-ignore]
+    """What vLLM tells of each step."""
+
+    def __init__(self) -> None:
+        self.stats, self.usage = Stats(), 0.0
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
+        """Add a step's numbers."""
+        stats = self.stats
+        if scheduler_stats is not None:
+            found = scheduler_stats.prefix_cache_stats
+            self.usage = scheduler_stats.kv_cache_usage
+            stats = replace(
+                stats,
+                running=scheduler_stats.num_running_reqs,
+                waiting=scheduler_stats.num_waiting_reqs,
+                cached_tokens=stats.cached_tokens + (found.hits if found is not None else 0),
+            )
+        if iteration_stats is not None:
+            stats = replace(
+                stats,
+                preemptions=stats.preemptions + iteration_stats.num_preempted_reqs,
+                prompt_tokens=stats.prompt_tokens + iteration_stats.num_prompt_tokens,
+                generated_tokens=stats.generated_tokens + iteration_stats.num_generation_tokens,
+                steps=stats.steps + 1,
+                last_batch=stats.running,
+            )
+        self.stats = stats
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
+def start(arguments: dict[str, Any], devices: Sequence[int], tokenizer: Any, end_tokens: frozenset[int]) -> VllmEngine:
+    """vLLM with a checkpoint; in the event loop's thread. Takes as long as loading does.
+
+    Args:
+        arguments: of ``AsyncEngineArgs``. devices: NPUs to use; none: vLLM's choice.
+
+    Raises:
+        InputError: vLLM or the plugin refuse the checkpoint or an option.
+    """
+    from ascend_m1_vllm.refusal import StartError
+
+    if devices:
+        os.environ.setdefault("ASCEND_RT_VISIBLE_DEVICES", ",".join(map(str, devices)))
+    recorder = Recorder()
+    try:
+        arguments = {"scheduling_policy": "priority", "disable_log_stats": False, **arguments}
+        arguments["structured_outputs_config"] = {"backend": "guidance", "disable_any_whitespace": True}
+        inner = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[lambda config, index: recorder])
+    except (StartError, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from None
+    config = inner.vllm_config
+    limits = Limits(
+        max_length=config.model_config.max_model_len,
+        max_sequences=config.scheduler_config.max_num_seqs,
+        block_size=config.cache_config.block_size,
+        blocks=config.cache_config.num_gpu_blocks,
+        vocab_size=config.model_config.get_vocab_size(),
+        end_tokens=end_tokens,
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        devices=config.parallel_config.world_size,
+        device=config.device_config.device_type,
+    )
+    return VllmEngine(inner, recorder, limits, tokenizer)
