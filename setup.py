@@ -27,5 +27,6 @@ setup(
         "ascend_m1_hostnpu": ["*.c", "site/*.py", "pyacl/acl/*.py"],
         "ascend_m1_ops": ["lowering.json"],
         "ascend_m1": ["checkpoints/*/*"],
+        "ascend_m1_serve": ["api/page.html"],
     },
 )

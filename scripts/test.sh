@@ -5,6 +5,7 @@
 #     ./scripts/test.sh NAME [pytest arguments]     another one:
 #         lint     ruff and mypy, in .venv
 #         floor    model, operators and compatibility under the oldest supported transformers, in .venvs/floor
+#         browser  the chat page in Chromium, which must be installed, in .venv
 #         npu      the real torch_npu on a host stand-in for CANN, in .venvs/npu
 #         lowering  the Triton kernels through the Ascend compilers, in .venvs/lowering
 #         vllm     the plugin in vLLM on the CPU, and the service with its engine, in .venvs/vllm
@@ -16,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
 source scripts/environment.sh
 
-readonly SUITES="lint, floor, npu, lowering, vllm, vllm-ascend"
+readonly SUITES="lint, floor, browser, npu, lowering, vllm, vllm-ascend"
 
 suite=main
 # A word that is neither an option nor a path is the name of a suite.
@@ -25,7 +26,7 @@ if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
     shift
 fi
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-    sed -n '2,13s/^# \{0,1\}//p' scripts/test.sh
+    sed -n '2,14s/^# \{0,1\}//p' scripts/test.sh
     exit
 fi
 
@@ -59,6 +60,13 @@ case $suite in
     floor)
         make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1
         run_tests .venvs/floor "tests/model tests/ops tests/compat" "$@"
+        ;;
+    browser)
+        command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
+            die "no Chromium: install one (on Debian the package chromium)"
+        make_environment .venv dev --editable '.[dev]'
+        make_environment .venv browser 'playwright>=1.50'
+        run_tests .venv tests/browser "$@"
         ;;
     npu)
         make_environment .venvs/npu npu --editable '.[dev]' --requirement requirements/npu.txt

@@ -15,7 +15,13 @@ if find_spec("torch_npu"):  # which transformers imports, too: the host NPU's st
     import ascend_m1_hostnpu  # noqa: F401
 
 # Suites with an environment of their own, see scripts/test.sh.
-NEEDS = {"npu": "torch_npu", "lowering": "ascendnpuir", "vllm": "vllm", "vllm_ascend": "vllm_ascend"}
+NEEDS = {
+    "browser": "playwright",
+    "npu": "torch_npu",
+    "lowering": "ascendnpuir",
+    "vllm": "vllm",
+    "vllm_ascend": "vllm_ascend",
+}
 collect_ignore = [folder for folder, package in NEEDS.items() if find_spec(package) is None]
 
 import torch

@@ -21,6 +21,7 @@ from . import (
     openai_chat,
     openai_completions,
     operation,
+    page,
 )
 from .guards import LimitBodies, LogRequests, RequireKey
 from .mindie_common import MindieSettings
@@ -57,6 +58,7 @@ def create_app(
             app.include_router(part.routes(front))
         for family in (mindie_text, mindie_own, mindie_triton):
             app.include_router(family.routes(front, settings))
+        app.include_router(page.routes())
     if "management" in planes:
         app.include_router(operation.routes(front))
         app.include_router(mindie_management.routes(front, settings))

@@ -1,0 +1,92 @@
+"""The chat page in headless Chromium."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from ascend_m1_serve.api import ApiOptions
+from ascend_m1_serve.front import Asked
+
+from ..serve.api.conftest import service  # noqa: F401  (a fixture)
+from ..serve.api.running import Running, embedded, running
+
+_ASKED, _LONG = Asked(), {"max_tokens": 900, "ignore_eos": True}
+QUESTION = "What does ICD-10-CM code J45 mean?"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def page(browser: Browser, service: Running) -> Iterator[Page]:  # noqa: F811
+    with browser.new_page() as page:
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(service.url)
+        yield page
+        assert problems == []
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_label("Message").fill(text)
+    page.get_by_role("button", name="Send").click()
+
+
+def test_a_conversation(page: Page) -> None:
+    ask(page, QUESTION)
+    expect(page.locator("article.assistant")).to_have_text("Asthma")
+    expect(page.locator("#speed")).to_have_text(re.compile(r"^\d+ tokens, [\d.]+ tokens/s$"))
+    expect(page.locator("#state")).to_have_text(re.compile(r"^cpu float32 · 0 running · 0 waiting · cache 0 %$"))
+    expect(page.get_by_label("Model")).to_have_value("m1-icd10")
+    page.get_by_label("Message").press_sequentially(QUESTION.replace("J45", "A00"))
+    page.keyboard.press("Enter")
+    expect(page.locator("article.assistant").nth(1)).not_to_be_empty()
+    page.get_by_role("button", name="New").click()
+    expect(page.locator("article")).to_have_count(0)
+
+
+def test_an_answer_can_be_stopped(page: Page, service: Running) -> None:  # noqa: F811
+    """While the engine is full the answer does not begin."""
+    streams = service.call(
+        lambda: [service.front.engine.submit([5], service.front.sampling(_ASKED, **_LONG)) for _ in range(16)]
+    )
+    ask(page, QUESTION)
+    expect(page.locator("#state")).to_contain_text("16 running")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    service.call(lambda: [stream.abort() for stream in streams])
+
+
+def test_what_the_server_refuses_is_shown(page: Page) -> None:
+    ask(page, "word " * 5000)
+    expect(page.locator("article.error")).to_contain_text("the prompt has")
+    ask(page, QUESTION)
+    expect(page.locator("article.assistant")).to_have_text("Asthma")
+
+
+def test_a_key(browser: Browser) -> None:
+    with running(embedded(max_length=256), ApiOptions(key="k")) as locked, browser.new_page() as page:
+        page.goto(locked.url)
+        expect(page.locator("#state")).to_contain_text("wrong or no API key")
+        page.get_by_label("API key").fill("k")
+        ask(page, QUESTION)
+        expect(page.locator("article.assistant")).to_have_text("Asthma")
+
+
+def test_nothing_comes_from_elsewhere(browser: Browser, service: Running) -> None:  # noqa: F811
+    seen: list[str] = []
+    with browser.new_page() as page:
+        page.on("request", lambda request: seen.append(request.url))
+        page.goto(service.url)
+        ask(page, QUESTION)
+        expect(page.locator("article.assistant")).to_have_text("Asthma")
+    assert all(url.startswith(service.url) for url in seen)
