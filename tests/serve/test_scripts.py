@@ -1,0 +1,44 @@
+"""The scripts that start, measure and stop the service."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from .test_command import ROOT, environment
+
+
+def run(script: str, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """In a folder of its own; the command is this environment's."""
+    own = environment() | {"RUN_DIR": str(folder), **variables}
+    own["PATH"] = f"{folder}:{os.environ['PATH']}"
+    command = [str(ROOT / "scripts" / script), *arguments]
+    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=180, check=False)
+
+
+def test_start_measure_stop(tmp_path: Path) -> None:
+    program = tmp_path / "ascend-m1"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ascend_m1 "$@"\n')
+    program.chmod(0o755)
+    assert shutil.which("bash")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    assert run("stop_server.sh", folder=tmp_path).returncode == 2
+    wrong = run("start_server.sh", "--port", "x", folder=tmp_path)
+    assert (wrong.returncode, "invalid int value" in wrong.stderr) == (2, True)
+    started = run("start_server.sh", "--device", "cpu", "--port", port, folder=tmp_path)
+    try:
+        assert started.stdout == f"m1-icd10 at http://127.0.0.1:{port}\nDaemon start success!\n", started.stderr
+        again = run("start_server.sh", folder=tmp_path)
+        assert (again.returncode, "it runs already" in again.stderr) == (2, True)
+        options = ["--url", f"http://127.0.0.1:{port}", "--output-len", "4"]
+        measured = run("bench_server.sh", *options, folder=tmp_path, CONCURRENCY="1 2")
+        assert measured.returncode == 0, measured.stderr
+        assert measured.stdout.count("at a time") == 2
+    finally:
+        stopped = run("stop_server.sh", folder=tmp_path)
+    assert stopped.stdout == "stopped\n", stopped.stderr
