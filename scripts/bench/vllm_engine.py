@@ -22,12 +22,12 @@ class Batch:
 
 
 class Engine:
-    """Random weights of a configuration; one thread."""
+    """Random weights of a configuration."""
 
-    def __init__(self, folder: Path, requests: int, prompt: int, new: int, eager: bool) -> None:
+    def __init__(self, folder: Path, requests: int, prompt: int, new: int, eager: bool, threads: int = 1) -> None:
         job = {"model": str(folder), "requests": requests, "prompt": prompt, "new": new, "eager": eager}
         environment = {
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
