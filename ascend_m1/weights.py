@@ -50,7 +50,9 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
     if not isinstance(config, BaichuanM1Config):
         config = BaichuanM1Config.from_dict(read_json(folder / "config.json"))
     if getattr(config, "quantization_config", None) is not None:
-        raise ConfigError("quantization_config: quantized checkpoints are not supported: give the original one")
+        raise ConfigError(
+            "quantization_config: a quantised checkpoint is for `ascend-m1 serve` or vLLM: give the original one here"
+        )
     shapes = stored_shapes(folder)
     expected = expected_shapes(config, model_class)
     prefix = getattr(model_class, "base_model_prefix", "")

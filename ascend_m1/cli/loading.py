@@ -14,6 +14,8 @@ from ..device import choose_dtype
 from ..errors import AscendM1Error, CheckpointError, ConfigError, TokenizerError
 from ..generation import SamplingOptions, honoured
 from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
+from ..parts import ModelParts
+from ..quantization.read import quantised_parts
 from ..tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary
 from ..weights import read_json
 from .options import note
@@ -82,6 +84,15 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype_name: str) ->
     model: BaichuanM1ForCausalLM = loaded.to(device).eval()
     model.generation_config = honoured(model.generation_config)
     return model
+
+
+def load_quantised(checkpoint: Checkpoint, device: torch.device, dtype_name: str) -> ModelParts:
+    """A quantised checkpoint's parts on their device, activations in the dtype; tells of one that is not its own."""
+    stored = checkpoint.config.dtype
+    dtype, reason = choose_dtype(dtype_name, device, stored if isinstance(stored, torch.dtype) else torch.float32)
+    if reason is not None:
+        note(reason)
+    return quantised_parts(checkpoint.path, checkpoint.config, device, dtype)
 
 
 def _read_tokenizer(path: Path) -> Any:

@@ -7,6 +7,7 @@ from .attention import Positions, attention, attention_reference, ragged_attenti
 from .conv_rope_cache import TokenTable, conv_rope_cache, conv_rope_cache_reference
 from .norm_head import inverse_row_norm, norm_head, norm_head_loss, norm_head_reference
 from .paged_attention import PagedKeys, lengths_on_host, paged_attention, paged_attention_reference
+from .quant_linear import Prepared, dequantised, prepare, quant_linear, quant_linear_reference
 from .rms_norm import add_rms_norm, rms_norm, rms_norm_reference
 from .rope import apply_rope, rope_reference, rope_tables, shared_tables
 from .short_conv import short_conv, short_conv_reference, short_conv_step
@@ -15,6 +16,7 @@ from .swiglu import swiglu, swiglu_packed, swiglu_reference
 __all__ = [
     "PagedKeys",
     "Positions",
+    "Prepared",
     "TokenTable",
     "add_rms_norm",
     "apply_rope",
@@ -22,6 +24,7 @@ __all__ = [
     "attention_reference",
     "conv_rope_cache",
     "conv_rope_cache_reference",
+    "dequantised",
     "inverse_row_norm",
     "lengths_on_host",
     "norm_head",
@@ -29,6 +32,9 @@ __all__ = [
     "norm_head_reference",
     "paged_attention",
     "paged_attention_reference",
+    "prepare",
+    "quant_linear",
+    "quant_linear_reference",
     "ragged_attention",
     "rms_norm",
     "rms_norm_reference",

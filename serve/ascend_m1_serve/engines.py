@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from transformers import GenerationConfig
 
-from ascend_m1.cli.loading import Checkpoint, load_model, open_checkpoint
+from ascend_m1.cli.loading import Checkpoint, load_model, load_quantised, open_checkpoint
 from ascend_m1.device import choose_device, choose_dtype
 from ascend_m1.errors import InputError
 from ascend_m1.inference import InferenceModel
@@ -118,10 +118,8 @@ def vllm(wanted: Wanted, **more: Any) -> Vllm:
     if options.adapters:
         rank = next(size for size in _VLLM_RANKS if size >= options.adapter_rank)
         arguments |= {"enable_lora": True, "max_loras": options.adapters, "max_lora_rank": rank}
-    config = wanted.model / "generation_config.json"
-    defaults = Defaults.of(GenerationConfig.from_dict(read_json(config))) if config.is_file() else Defaults()
     ends = frozenset([] if end is None else [end] if isinstance(end, int) else end)
-    return Vllm(arguments | more, wanted.devices, checkpoint.tokenizer, defaults, ends)
+    return Vllm(arguments | more, wanted.devices, checkpoint.tokenizer, _defaults(wanted.model), ends)
 
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -151,9 +149,17 @@ def built_in(wanted: Wanted) -> BuiltIn:
     checkpoint = open_checkpoint(str(wanted.model))
     choose_dtype(wanted.dtype, device, checkpoint.config.dtype)
     options = _options(wanted, checkpoint)
-    model = load_model(checkpoint, device, wanted.dtype)
-    defaults = Defaults.of(model.generation_config)
-    return BuiltIn(make_core(InferenceModel(model, options.max_length), options), checkpoint.tokenizer, defaults)
+    if getattr(checkpoint.config, "quantization_config", None) is None:
+        source: Any = load_model(checkpoint, device, wanted.dtype)
+    else:
+        source = load_quantised(checkpoint, device, wanted.dtype)
+    core = make_core(InferenceModel(source, options.max_length), options)
+    return BuiltIn(core, checkpoint.tokenizer, _defaults(wanted.model))
+
+
+def _defaults(model: Path) -> Defaults:
+    path = model / "generation_config.json"
+    return Defaults.of(GenerationConfig.from_dict(read_json(path))) if path.is_file() else Defaults()
 
 
 def _options(wanted: Wanted, checkpoint: Checkpoint) -> EngineOptions:

@@ -1,0 +1,41 @@
+"""``ascend-m1 quantize``: a checkpoint with weights of 8 or 4 bits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .options import EMBEDDED, note
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = commands.add_parser(
+        "quantize",
+        help="write a checkpoint with weights of 8 or 4 bits",
+        description="Writes the layers' matrices as whole numbers and scales, in the format that vLLM reads as "
+        "compressed-tensors, and `ascend-m1 serve` too. Embedding, head, norms and filters stay. It holds one shard at "
+        "a time; interrupted, the same command goes on.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint directory, or m1-icd10 for the embedded one")
+    parser.add_argument("target", metavar="TARGET", help="a new directory")
+    parser.add_argument("--bits", type=int, default=4, help="8: one scale for a row, 4: one for a group (default: 4)")
+    parser.add_argument("--group-size", type=int, metavar="N", help="inputs that share a scale: 32, 64, 128 or 256 "
+                        "(default: 128; with 8 bits none)")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Source and options are looked at before anything is written."""
+    from ..quantization.scheme import Scheme
+    from ..quantization.write import quantise_checkpoint
+    from .loading import read_config
+
+    group = arguments.group_size
+    scheme = Scheme(arguments.bits, 128 if group is None and arguments.bits == 4 else group)
+    source = EMBEDDED if arguments.source == "m1-icd10" else Path(arguments.source)
+    read_config(str(source))
+    quantise_checkpoint(source, Path(arguments.target), scheme, lambda done, all: note(f"{done} of {all} shards"))
+    note(f"{arguments.target}: written; serve it with `ascend-m1 serve --model {arguments.target}`")
+    return 0
