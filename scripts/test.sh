@@ -49,7 +49,7 @@ remove_vision() {
 case $suite in
     main)
         make_environment .venv dev --editable '.[dev]'
-        exec .venv/bin/python -m pytest "$@"
+        exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
         ;;
     lint)
         make_environment .venv dev --editable '.[dev]'
@@ -59,7 +59,7 @@ case $suite in
         ;;
     floor)
         make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1
-        run_tests .venvs/floor "tests/model tests/ops tests/compat" "$@"
+        run_tests .venvs/floor "-n 2 --dist worksteal tests/model tests/ops tests/compat" "$@"
         ;;
     browser)
         command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
@@ -80,7 +80,7 @@ case $suite in
         make_environment .venvs/vllm vllm --editable . --requirement requirements/vllm.txt
         remove_vision .venvs/vllm
         if [[ $# -eq 0 ]]; then # the interfaces' tests, on vLLM's engine
-            ASCEND_M1_TEST_ENGINE=vllm .venvs/vllm/bin/python -m pytest tests/serve/api \
+            ASCEND_M1_TEST_ENGINE=vllm .venvs/vllm/bin/python -m pytest -n 2 --dist loadfile tests/serve/api \
                 tests/serve/mindie/test_families.py tests/serve/mindie/test_clients.py
         fi
         run_tests .venvs/vllm "-n 2 --dist worksteal tests/vllm" "$@"

@@ -34,8 +34,8 @@ ALLOWED = {
 CONFINED = {
     "torch_npu": r"ops/ascend_m1_ops/.*/npu\.py|ops/ascend_m1_hostnpu/.*|ascend_m1/device\.py",
     "ascend_m1_hostnpu": r"ops/ascend_m1_hostnpu/.*|ascend_m1/verify/.*",
-    "vllm": r"serve/ascend_m1_vllm/.*|serve/ascend_m1_serve/vllm_engine\.py",
-    "ascend_m1_vllm": r"serve/ascend_m1_vllm/.*|serve/ascend_m1_serve/vllm_engine\.py",
+    "vllm": r"serve/ascend_m1_vllm/.*|serve/ascend_m1_serve/vllm_\w+\.py",
+    "ascend_m1_vllm": r"serve/ascend_m1_vllm/.*|serve/ascend_m1_serve/vllm_\w+\.py",
     "fastapi": r"serve/ascend_m1_serve/api/.*",
     "peft": r"finetune/.*",
     "openmind": r"finetune/.*",

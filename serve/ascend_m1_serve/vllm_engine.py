@@ -1,6 +1,6 @@
 """vLLM's engine behind the ``Engine`` protocol: many devices, the front unchanged.
 
-The only file here that imports vLLM; the model comes to it through the plugin ``ascend_m1_vllm``.
+With ``vllm_stream`` the only file here that imports vLLM; the model comes to it through the plugin ``ascend_m1_vllm``.
 """
 
 from __future__ import annotations
@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vllm import SamplingParams, TokensPrompt
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
-from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -26,65 +25,8 @@ from ascend_m1.errors import InputError
 from .engine.core import check_prompt
 from .engine.grammar import GrammarCompiler
 from .errors import EngineError
-from .protocol import Event, Grammar, Limits, Logprob, Sampling, Stats
-
-
-@dataclass
-class Adapter:
-    """A loaded one, and the requests that use it."""
-
-    request: LoRARequest
-    users: int = 0
-
-
-class VllmStream:
-    """The events of one request; a task reads them from vLLM whether or not they are awaited."""
-
-    def __init__(self, engine: VllmEngine, identity: str, adapter: Adapter | None, logprobs: int) -> None:
-        self._engine, self.identity, self.adapter, self._logprobs = engine, identity, adapter, logprobs
-        self._news: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
-        self._ended = False
-
-    def start(self, outputs: AsyncIterator[RequestOutput]) -> None:
-        """Begin to read."""
-        self._task = asyncio.create_task(self._read(outputs))
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        if self._ended:
-            raise StopAsyncIteration
-        event = await self._news.get()
-        if event is None:
-            self._ended = True
-            raise StopAsyncIteration
-        if isinstance(event, Exception):
-            self._ended = True
-            raise event
-        self._ended = event.finish is not None
-        return event
-
-    def abort(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._news.put_nowait(None)  # for whoever waits
-            if self._task is not None:
-                self._task.cancel()  # vLLM ends the request when its reader goes away
-
-    async def _read(self, outputs: AsyncIterator[RequestOutput]) -> None:
-        try:
-            async for output in outputs:
-                event = _event(output, self._logprobs)
-                if event is not None:
-                    self._news.put_nowait(event)
-        except ValueError as error:  # what vLLM does not accept of a request
-            self._news.put_nowait(InputError(" ".join(str(error).split())))
-        except Exception as error:
-            self._news.put_nowait(EngineError(f"vLLM failed: {type(error).__name__}: {error}"))
-        finally:
-            self._engine.close(self)
+from .protocol import Grammar, Limits, Sampling, Stats
+from .vllm_stream import Adapter, VllmStream
 
 
 class VllmEngine:
@@ -124,21 +66,21 @@ class VllmEngine:
         check_prompt(ids, self.limits)
         loaded = None if adapter is None else self._find(adapter)
         parameters = self._parameters(sampling, self.limits.max_length - len(ids))
-        stream = VllmStream(self, f"request-{next(self._numbers)}", loaded, sampling.logprobs or 0)
+        stream = VllmStream(self._close, loaded, sampling.logprobs or 0)
         if loaded is not None:
             loaded.users += 1
         self._open.add(stream)
         outputs = self._inner.generate(
             TokensPrompt(prompt_token_ids=list(ids)),
             parameters,
-            stream.identity,
+            f"request-{next(self._numbers)}",
             lora_request=None if loaded is None else loaded.request,
             priority=priority,
         )
         stream.start(outputs)
         return stream
 
-    def close(self, stream: VllmStream) -> None:
+    def _close(self, stream: VllmStream) -> None:
         """A request has ended."""
         self._open.discard(stream)
         if stream.adapter is not None:
@@ -224,22 +166,6 @@ class VllmEngine:
         if grammar.kind == "json_schema":
             return StructuredOutputsParams(json=grammar.text, disable_any_whitespace=True)
         return StructuredOutputsParams(**{grammar.kind: grammar.text})
-
-
-def _event(output: RequestOutput, top: int) -> Event | None:
-    """What is new; None: nothing. vLLM gives the chosen token and ``top`` others, one fewer if it is one of them."""
-    (sample,) = output.outputs
-    finish = {None: None, "stop": "stop", "length": "length"}.get(sample.finish_reason, "abort")
-    if not sample.token_ids and finish is None:
-        return None
-    rows = []
-    for token, row in zip(sample.token_ids, sample.logprobs or [], strict=False):
-        found = {token: Logprob(token, entry.logprob, entry.rank or 0) for token, entry in row.items()}
-        likeliest = sorted(found.values(), key=lambda entry: entry.rank)[:top]
-        rows.append((found[token], *likeliest))
-    times = output.metrics
-    queued = max(0.0, times.scheduled_ts - times.queued_ts) if times is not None else 0.0
-    return Event(tuple(sample.token_ids), tuple(rows), finish, output.num_cached_tokens or 0, queued)  # type: ignore[arg-type]
 
 
 class Recorder(StatLoggerBase):  # type: ignore[misc, unused-ignore]
