@@ -14,8 +14,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "quantize",
         help="write a checkpoint with weights of 8 or 4 bits",
-        description="Writes the layers' matrices as whole numbers and scales, in the format that vLLM reads as "
-        "compressed-tensors, and `ascend-m1 serve` too. Embedding, head, norms and filters stay. It holds one shard at "
+        description="Writes the layers' matrices as whole numbers and scales, in compressed-tensors' format, for "
+        "`ascend-m1 serve`. Embedding, head, norms and filters stay. It holds one shard at "
         "a time; interrupted, the same command goes on.",
     )
     parser.add_argument("source", metavar="SOURCE", help="checkpoint directory, or m1-icd10 for the embedded one")

@@ -50,6 +50,7 @@ def read_description(config: Any) -> Scheme:
         weights = group["weights"]
         plain = (config["quant_method"], config["format"]) == ("compressed-tensors", "pack-quantized")
         known = plain and weights["type"] == "int" and weights["symmetric"] and not group.get("input_activations")
+        known = known and not weights.get("actorder") and not config.get("transform_config")
         if not known:
             raise KeyError("config_groups")
         return Scheme(weights["num_bits"], weights["group_size"] if weights["strategy"] == "group" else None)

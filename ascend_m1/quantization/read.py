@@ -59,7 +59,12 @@ class _Folder:
         numbers = [unpack(self.raw(name + PACKED, (out, inputs * bits // 32)), bits) for name, out in weights]
         scales = [self.raw(name + SCALE, (out, groups)) for name, out in weights]
         whole = torch.cat(numbers).to(self.device), torch.cat(scales).to(self.device, self.dtype)
-        return QuantProjection(prepare(*whole, bits))
+        try:
+            return QuantProjection(prepare(*whole, bits))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.folder}: {weights[0][0]}: {error}: quantise the original differently"
+            ) from None
 
 
 def quantised_parts(folder: Path, config: BaichuanM1Config, device: torch.device, dtype: torch.dtype) -> ModelParts:

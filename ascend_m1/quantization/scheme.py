@@ -47,7 +47,9 @@ def is_target(name: str) -> bool:
 
 
 def quantise(weight: Tensor, scheme: Scheme, name: str = "weight") -> tuple[Tensor, Tensor]:
-    """weight [out, in] -> numbers int8 [out, in], scales float32 [out, in / group].
+    """weight [out, in] -> numbers int8 [out, in], scales of its dtype [out, in / group].
+
+    Numbers are rounded with the scale as it is stored.
 
     Raises:
         InputError: the group does not divide the inputs, or a weight is not finite.
@@ -61,10 +63,10 @@ def quantise(weight: Tensor, scheme: Scheme, name: str = "weight") -> tuple[Tens
         raise InputError(f"{name}: has weights that are not finite: copy the checkpoint again")
     numbers, scales, least = torch.zeros_like(pieces), torch.ones_like(peak), torch.full_like(peak, torch.inf)
     for shrink in _SHRINK if scheme.bits == 4 else (1.0,):
-        scale = (peak * shrink / scheme.largest).clamp_min(torch.finfo(torch.float32).tiny)
+        scale = (peak * shrink / scheme.largest).to(weight.dtype).float().clamp_min(torch.finfo(weight.dtype).tiny)
         found = (pieces / scale).round().clamp(-scheme.largest - (scheme.bits == 4), scheme.largest)
         error = (found * scale - pieces).square().sum(-1, keepdim=True)
         better = error < least
         numbers, scales = torch.where(better, found, numbers), torch.where(better, scale, scales)
         least = torch.where(better, error, least)
-    return numbers.to(torch.int8).flatten(1), scales.squeeze(-1)
+    return numbers.to(torch.int8).flatten(1), scales.squeeze(-1).to(weight.dtype)

@@ -80,9 +80,9 @@ def _write_shard(source: Path, target: Path, scheme: Scheme) -> None:
                 continue
             numbers, scales = quantise(weight, scheme, name)
             stored[f"{name}{PACKED}"] = pack(numbers, scheme.bits)
-            stored[f"{name}{SCALE}"] = scales.to(weight.dtype)
+            stored[f"{name}{SCALE}"] = scales
             stored[f"{name}{SHAPE}"] = tensor(weight.shape)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside = target.with_name(f".{target.name}.part")  # one name, so that a killed run leaves nothing for ever
     try:
         save_file(stored, beside, metadata={"format": "pt"})
         beside.chmod(source.stat().st_mode & 0o777)

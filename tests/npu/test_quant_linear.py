@@ -12,6 +12,7 @@ from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.quantization.scheme import Scheme
 from ascend_m1.quantization.write import quantise_checkpoint
 from ascend_m1_ops import prepare, quant_linear
+from ascend_m1_ops.quant_linear import npu
 from ascend_m1_ops.testing import LOW_PRECISION
 from ascend_m1_serve.engines import Wanted, built_in
 from ascend_m1_serve.protocol import Sampling
@@ -33,6 +34,13 @@ def test_equals_the_definition(rows: int, bits: int, group: int, dtype: torch.dt
         out = quant_linear(x.npu(), weight)
     assert [launch.name for launch in log.kernels] == ["aclnnWeightQuantBatchMatmulV2"]
     assert_near(out.cpu(), x, numbers, scales)
+
+
+def test_a_310p_has_no_product_for_4_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npu, "product", lambda: "310P")
+    numbers, scales = make(96, 512, 4, 128, torch.float16)
+    with pytest.raises(ValueError, match="a 310P takes weights of 8 bits only"):
+        prepare(numbers.npu(), scales.npu(), 4)
 
 
 @pytest.mark.parametrize("scheme", [Scheme(8), Scheme(4, 64)], ids=["W8A16", "W4A16"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,16 @@ def test_packing_is_undone(rows: int, groups: int, bits: int) -> None:
     packed = pack(numbers, bits)
     assert packed.shape == (rows, groups * bits)
     assert torch.equal(unpack(packed, bits), numbers)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_are_rounded_with_the_scale_that_is_stored(dtype: torch.dtype) -> None:
+    """Else a scale's own rounding would move the outer numbers of a row by more than half a step."""
+    weight = torch.randn(64, 512).to(dtype)
+    numbers, scales = quantise(weight, W8)
+    assert scales.dtype == dtype
+    steps = (weight.double() / scales.double() - numbers).abs()
+    assert steps[numbers.abs() < 127].max() <= 0.5 + 1e-6
 
 
 @pytest.mark.parametrize("scheme", [W8, Scheme(4, 32), W4])
@@ -218,8 +229,19 @@ def test_a_folder_that_lacks_something(tmp_path: Path) -> None:
         quantised_parts(tmp_path / "model", config, torch.device("cpu"), torch.float32)
 
 
+def reordered() -> dict[str, Any]:
+    """Inputs in another order than the weight's."""
+    found = describe(W4)
+    found["config_groups"]["group_0"]["weights"]["actorder"] = "group"
+    return found
+
+
 @pytest.mark.parametrize(
-    "description", [{}, {"quant_method": "gptq"}, {**describe(W8), "format": "int-quantized"}, "x", None]
+    "description",
+    [
+        *({}, {"quant_method": "gptq"}, {**describe(W8), "format": "int-quantized"}, "x", None, reordered()),
+        {**describe(W8), "transform_config": {"config_groups": {}}},
+    ],
 )
 def test_other_descriptions(description: object) -> None:
     with pytest.raises(ConfigError, match="only compressed-tensors' pack-quantized"):

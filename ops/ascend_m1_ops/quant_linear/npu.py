@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..products.npu import product
+
 _NIBBLES = 8  # int4 in an int32, the first in the lowest bits
 
 
 def layout(numbers: Tensor, scales: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """int8 [in, out], or int32 [in, out / 8] of eight int4 each; scales [out] or [groups, out]."""
+    if bits == 4 and product() == "310P":
+        raise ValueError("4 bits: a 310P takes weights of 8 bits only")
     columns = numbers.T.contiguous()
     if bits == 8:
         return columns, scales.flatten().contiguous()
