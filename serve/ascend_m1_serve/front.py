@@ -6,7 +6,7 @@ Knows engine and tokenizer; knows nothing of HTTP.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,7 +65,6 @@ class Front:
         max_input: tokens of a prompt; None: as many as fit. truncate: what to do with a longer one; -1 keeps its
             beginning, 1 its end, 0 refuses it.
         max_new: tokens of an answer, whatever a request says; None: as many as fit.
-        observers: called with every answer that has ended.
     """
 
     engine: Engine
@@ -80,7 +79,6 @@ class Front:
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     open: int = 0  # answers that have not ended
-    observers: list[Callable[[Answer], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.name, self.engine)
@@ -167,8 +165,6 @@ class Front:
             answer.abort()
             self.open -= 1
             self.metrics.ended(answer)
-            for observe in self.observers:
-                observe(answer)
 
     def _fitted(self, prompt: Sequence[int]) -> Sequence[int]:
         context = self.engine.limits.max_length

@@ -39,7 +39,7 @@ class MindieSettings:
 
     Attributes:
         token_timeout, whole_timeout: seconds. full_text: events repeat the answer so far.
-        monitor: whether /metrics answers. stop: ends the service.
+        monitor: whether /metrics answers.
     """
 
     token_timeout: float = 600
@@ -52,7 +52,6 @@ class MindieSettings:
     cpu_memory: int = 0
     npu_memory: int = -1
     folder: str = ""
-    stop: Callable[[], None] | None = None
 
 
 class MindieError(Exception):

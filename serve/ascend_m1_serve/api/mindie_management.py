@@ -28,7 +28,7 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
     _health(router, front)
     _about(router, front, settings)
     _state(router, front)
-    _control(router, front, settings)
+    _control(router, front)
     return router
 
 
@@ -169,7 +169,7 @@ def _state(router: APIRouter, front: Front) -> None:
         return {"service": service, "resource": resource, "linkStatus": {"peers": []}}
 
 
-def _control(router: APIRouter, front: Front, settings: MindieSettings) -> None:
+def _control(router: APIRouter, front: Front) -> None:
     name = form.Parameter("string", pattern=r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,255}")
 
     @router.post("/v1/load_lora_adapter")
@@ -205,7 +205,7 @@ def _control(router: APIRouter, front: Front, settings: MindieSettings) -> None:
         front.draining = True
         while front.open and mode != "Force":
             await asyncio.sleep(0.02)
-        asyncio.get_running_loop().call_later(0.1 if mode != "Force" else 5, settings.stop or _terminate)
+        asyncio.get_running_loop().call_later(0.1 if mode != "Force" else 5, _terminate)
         return Response()
 
 

@@ -48,7 +48,7 @@ class MindieConfig:
         devices: NPUs of the model. adapters: PEFT folders by name. max_adapters: None: as many as these.
         max_length, max_input: tokens of a sequence and of a prompt. truncate: -1 keeps a long prompt's beginning, 1 its
             end, 0 refuses it.
-        max_new: tokens of an answer. max_sequences: at the same time. max_n: answers to one prompt.
+        max_new: tokens of an answer. max_sequences: at the same time.
         token_timeout, whole_timeout: seconds between tokens, and of a request. max_body: bytes.
         full_text: events repeat the answer so far.
         idle: keys that are set and have no effect here.
@@ -68,7 +68,6 @@ class MindieConfig:
     max_new: int
     max_sequences: int
     max_links: int
-    max_n: int
     token_timeout: int
     whole_timeout: int
     max_body: int
@@ -77,7 +76,6 @@ class MindieConfig:
     prefill_batch: int
     cpu_memory: int
     npu_memory: int
-    block_size: int
     idle: tuple[str, ...]
 
 
@@ -242,7 +240,6 @@ def _reduced(
         max_new=schedule["maxIterTimes"],
         max_sequences=schedule["maxBatchSize"],
         max_links=server["maxLinkNum"],
-        max_n=schedule["maxN"],
         token_timeout=server["tokenTimeout"],
         whole_timeout=server["e2eTimeout"],
         max_body=server["maxRequestLength"] * 2**20,
@@ -251,7 +248,6 @@ def _reduced(
         prefill_batch=schedule["maxPrefillBatchSize"] or schedule["maxBatchSize"],
         cpu_memory=model["cpuMemSize"],
         npu_memory=model["npuMemSize"],
-        block_size=schedule["cacheBlockSize"],
         idle=tuple(sorted(found.idle)),
     )
 

@@ -20,7 +20,6 @@ class Environment:
         config_file: MIES_CONFIG_JSON_PATH, else conf/config.json below MIES_INSTALL_PATH or MINDIE_LLM_HOME_PATH.
         service_ip, management_ip: MIES_CONTAINER_IP and MIES_CONTAINER_MANAGEMENT_IP, before the configured ones.
         monitor: MIES_SERVICE_MONITOR_MODE, opens /metrics.
-        benchmark: MINDIE_LLM_BENCHMARK_ENABLE, answers tell times.
         check_permissions: MINDIE_CHECK_INPUTFILES_PERMISSION, of config.json.
         log_level: MINDIE_LOG_LEVEL in this server's words.
     """
@@ -29,7 +28,6 @@ class Environment:
     service_ip: str | None = None
     management_ip: str | None = None
     monitor: bool = False
-    benchmark: bool = False
     check_permissions: bool = True
     log_level: str = "info"
 
@@ -44,7 +42,6 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
         service_ip=given.get("MIES_CONTAINER_IP"),
         management_ip=given.get("MIES_CONTAINER_MANAGEMENT_IP"),
         monitor=_switch(given, "MIES_SERVICE_MONITOR_MODE", False),
-        benchmark=_switch(given, "MINDIE_LLM_BENCHMARK_ENABLE", False),
         check_permissions=_switch(given, "MINDIE_CHECK_INPUTFILES_PERMISSION", True),
         log_level=_level(given.get("MINDIE_LOG_LEVEL", "INFO")),
     )

@@ -130,7 +130,7 @@ MODEL = {
 SCHEDULE = {
     "templateType": Field(str, "Standard", required=True, choices=("Standard", "Mix"), used=False),
     "templateName": Field(str, "Standard_LLM", required=True, choices=("Standard_LLM",), used=False),
-    "cacheBlockSize": _number(128, 1, 128),
+    "cacheBlockSize": _number(128, 1, 128, used=False),
     "maxPrefillBatchSize": _number(50, 0, MOST, used=False),  # 0: as maxBatchSize
     "maxPrefillTokens": _number(8192, 1, 4194304),
     "prefillTimeMsPerReq": _number(150, 0, 1000, used=False),
@@ -143,7 +143,7 @@ SCHEDULE = {
     "supportSelectBatch": Field(bool, False, required=True, used=False),
     "maxQueueDelayMicroseconds": _number(5000, 500, 1000000, used=False),
     "maxFirstTokenWaitTime": _number(2500, 0, 3600000, required=False, used=False),
-    "maxN": _number(128, 1, 8192, required=False),
+    "maxN": _number(128, 1, 8192, required=False, used=False),
 }
 
 LOG = _idle(
