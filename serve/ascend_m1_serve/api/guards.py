@@ -14,7 +14,9 @@ from ..logs import FIELDS
 from .errors import ApiError, error_response
 
 access = logging.getLogger("ascend_m1_serve.access")
-OPEN_PATHS = {"/", "/health", "/ready", "/metrics"}  # without a key: for people, probes and monitors
+# Without a key: for people, probes and monitors. To read only: POST / generates.
+OPEN_PATHS = {"/", "/health", "/ready", "/metrics"}
+READING = {"GET", "HEAD"}
 NOTES = "ascend_m1"  # of a request, in its scope: what a route adds to the log line
 
 
@@ -55,7 +57,7 @@ class RequireKey:
         self._app, self._key = app, key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not (scope["method"] in READING and scope["path"] in OPEN_PATHS):
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self._key):
                 error = ApiError(401, "wrong or no API key: send the header Authorization: Bearer KEY")

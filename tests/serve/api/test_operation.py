@@ -141,6 +141,18 @@ def test_limits_and_key() -> None:
         assert httpx.get(f"{service.url}/ready").status_code == 503
 
 
+def test_only_the_page_and_probes_are_open() -> None:
+    """Every route and method of the app but those, MindIE's too."""
+    with running(embedded(), ApiOptions(key="s3cret")) as service:
+        paths = httpx.get(f"{service.url}/openapi.json", headers={"Authorization": "Bearer s3cret"}).json()["paths"]
+        routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+        opened = {
+            (method, path) for method, path in routes if httpx.request(method, service.url + path).status_code != 401
+        }
+    assert ("POST", "/") in routes
+    assert opened == {("GET", path) for path in ("/", "/health", "/ready", "/metrics")}
+
+
 def test_adapters_are_models(tmp_path: Path) -> None:
     with running(embedded(max_adapters=1), adapters={"other": save(tmp_path)}) as service:
         client = OpenAI(base_url=f"{service.url}/v1", api_key="none")
