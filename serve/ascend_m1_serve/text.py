@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _CUT = "\ufffd"  # what a tokenizer writes for bytes that are no character, or not one yet
+_MOST_HELD = 64  # tokens; a character has four bytes, more than this are no text, and all are decoded at each step
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -38,7 +39,7 @@ class Detokenizer:
     def _new(self, final: bool) -> str:
         before = self._decode(self._ids[self._start : self._read])
         now = self._decode(self._ids[self._start :])
-        if now.endswith(_CUT) and not final:
+        if now.endswith(_CUT) and not final and len(self._ids) - self._read < _MOST_HELD:
             return ""
         self._start, self._read = self._read, len(self._ids)
         return now[len(before) :]

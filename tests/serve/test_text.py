@@ -41,6 +41,16 @@ def test_bytes_that_never_become_a_character_come_at_the_end() -> None:
     assert detokenizer.finish() == "\ufffd"
 
 
+def test_bytes_without_end_come_too() -> None:
+    """What waits is bounded: an answer of nothing else neither stalls its stream nor slows down."""
+    byte = TOKENIZER.convert_tokens_to_ids("<0xE4>")
+    detokenizer = Detokenizer(TOKENIZER)
+    pieces = [detokenizer.add([byte]) for _ in range(200)] + [detokenizer.finish()]
+    assert len(pieces[0]) == 0 < len("".join(pieces[:100]))
+    assert "".join(pieces) == "\ufffd" * 200
+    assert detokenizer.add(TOKENIZER("哮喘 after", add_special_tokens=False)["input_ids"]).endswith(" after")
+
+
 def test_special_tokens() -> None:
     end = TOKENIZER.eos_token_id
     assert Detokenizer(TOKENIZER).add([end]) == ""
