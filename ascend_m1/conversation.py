@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .cache import M1Cache
-from .generation import Emit, Message, SamplingOptions, chat_ids, generate_text, room_for
+from .generation import Emit, Message, SamplingOptions, chat_ids, chat_text, generate_text, room_for
 
 
 class Conversation:
@@ -39,7 +39,7 @@ class Conversation:
             InputError: the message is empty or the conversation too long; it stays as it was.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = chat_ids(self.tokenizer, messages)
+        ids = chat_ids(self.tokenizer, chat_text(self.tokenizer, messages))
         room_for(self.model.config, len(ids))
         if len(ids) <= len(self._held) or ids[: len(self._held)] != self._held:
             # Text can come back as other tokens than the model chose; then the cached ones are of no use.

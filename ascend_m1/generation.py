@@ -107,7 +107,7 @@ def _require(
         raise InputError(f"{name}={value}: give {wanted}")
 
 
-def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
+def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template: Any) -> str:
     """The conversation in the checkpoint's chat format, up to where the assistant answers.
 
     Args:
@@ -122,11 +122,18 @@ def chat_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template: 
     if not tokenizer.chat_template:
         raise TokenizerError("the tokenizer has no chat_template: give plain text with --raw")
     try:
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **template)
+        text: str = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False, **template
+        )
     except (TemplateSyntaxError, TypeError, ValueError) as error:
         raise TokenizerError(f"the chat_template is broken ({error}): copy tokenizer_config.json again") from None
     except TemplateError as error:
         raise InputError(f"the chat template refuses the conversation ({error}): change its messages") from None
+    return text
+
+
+def chat_ids(tokenizer: Any, text: str) -> list[int]:
+    """What ``chat_text`` made, as tokens. Raises TokenizerError if it made nothing."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise TokenizerError("the chat_template makes nothing of the conversation: give plain text with --raw")

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = sampling_options(arguments)
 
     from ..device import choose_device, choose_dtype
-    from ..generation import chat_ids, generate_text, plain_ids, room_for
+    from ..generation import chat_ids, chat_text, generate_text, plain_ids, room_for
     from .loading import load_model, open_checkpoint
 
     with quiet():
@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
             ids = plain_ids(checkpoint.tokenizer, prompt)
         else:
             system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
-            ids = chat_ids(checkpoint.tokenizer, [*system, {"role": "user", "content": prompt}])
+            text = chat_text(checkpoint.tokenizer, [*system, {"role": "user", "content": prompt}])
+            ids = chat_ids(checkpoint.tokenizer, text)
         room = room_for(checkpoint.config, len(ids))
         if options.max_new_tokens is not None and options.max_new_tokens > room:
             context = checkpoint.config.max_position_embeddings

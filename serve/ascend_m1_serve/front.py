@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ascend_m1.errors import InputError
-from ascend_m1.generation import DEFAULT_MAX_NEW_TOKENS, chat_ids
+from ascend_m1.generation import DEFAULT_MAX_NEW_TOKENS, chat_ids, chat_text
 
 from .answer import Answer
 from .errors import BusyError, EngineError, UnknownModelError
@@ -82,6 +82,7 @@ class Front:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.name, self.engine)
+        self._longest_token = max(map(len, self.tokenizer.get_vocab()))  # characters
 
     def models(self) -> list[str]:
         """The model, then its adapters."""
@@ -97,11 +98,14 @@ class Front:
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
         """A conversation in the checkpoint's chat format. Raises InputError, TokenizerError."""
-        return chat_ids(self.tokenizer, messages, **template)
+        text = chat_text(self.tokenizer, messages, **template)
+        self._check_length(text)
+        return chat_ids(self.tokenizer, text)
 
     def text_ids(self, text: str) -> list[int]:
         """A prompt to be continued as it is. Raises InputError."""
         check_unicode(text)
+        self._check_length(text)
         ids: list[int] = self.tokenizer(text)["input_ids"]
         if not ids:
             raise InputError("the prompt is empty: give some text")
@@ -166,9 +170,23 @@ class Front:
             self.open -= 1
             self.metrics.ended(answer)
 
-    def _fitted(self, prompt: Sequence[int]) -> Sequence[int]:
+    @property
+    def _most(self) -> int:
+        """Tokens of a prompt."""
         context = self.engine.limits.max_length
-        most = min(self.max_input or context, context - 1)
+        return min(self.max_input or context, context - 1)
+
+    def _check_length(self, text: str) -> None:
+        """Refuse what cannot fit before its tokens are counted: megabytes take seconds, and everybody waits."""
+        most = self._most * self._longest_token
+        if len(text) > most and not self.truncate:
+            raise InputError(
+                f"the prompt has {len(text)} characters, the context is {self.engine.limits.max_length} tokens "
+                f"and a prompt at most {self._most}, which have at most {most} characters: shorten it"
+            )
+
+    def _fitted(self, prompt: Sequence[int]) -> Sequence[int]:
+        context, most = self.engine.limits.max_length, self._most
         if len(prompt) > most and self.truncate:
             return prompt[:most] if self.truncate < 0 else prompt[-most:]
         if len(prompt) > most:

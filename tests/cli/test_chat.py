@@ -12,7 +12,7 @@ from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli.loading import open_checkpoint
 from ascend_m1.conversation import Conversation
 from ascend_m1.errors import InputError
-from ascend_m1.generation import SamplingOptions, chat_ids, generate_text
+from ascend_m1.generation import SamplingOptions, chat_ids, chat_text, generate_text
 
 from .conftest import Cli
 
@@ -55,7 +55,7 @@ def test_answers_are_those_without_a_cache(talk: Conversation) -> None:
     for text in ("hi", "more", "and more", "bye"):
         got = talk.answer(text, lambda piece: None)
         pieces: list[str] = []
-        ids = chat_ids(talk.tokenizer, talk.messages[:-1])
+        ids = chat_ids(talk.tokenizer, chat_text(talk.tokenizer, talk.messages[:-1]))
         generate_text(talk.model, talk.tokenizer, ids, talk.options, pieces.append)
         assert got == "".join(pieces)
     assert talk.reused > 0

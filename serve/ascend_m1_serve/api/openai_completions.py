@@ -10,9 +10,8 @@ from fastapi.responses import Response, StreamingResponse
 
 from ascend_m1.errors import InputError
 
-from ..answer import Answer
+from ..answer import Answer, Piece
 from ..front import Front
-from ..protocol import Logprob
 from ..text import token_text
 from . import sse
 from .bodies import described, read
@@ -53,7 +52,7 @@ def routes(front: Front) -> APIRouter:
         if pieces is None:
             return Response(status_code=499)
         choices = [
-            choice(front, asked, index, answer, [entry for piece in found for entry in piece.logprobs], echoes)
+            choice(front, asked, index, answer, found, echoes)
             for index, (answer, found) in enumerate(zip(answers, pieces, strict=True))
         ]
         content = head(KIND, "cmpl", model) | {"choices": choices, "usage": usage(answers, asked.n)}
@@ -94,7 +93,7 @@ def choice(
     asked: CompletionRequest,
     index: int,
     answer: Answer,
-    tokens: Sequence[tuple[Logprob, ...]],
+    pieces: Sequence[Piece],
     echoes: Sequence[str],
 ) -> dict[str, Any]:
     """A whole answer."""
@@ -102,7 +101,7 @@ def choice(
     return {
         "index": index,
         "text": before + answer.text,
-        "logprobs": logprobs(front, asked, tokens, 0),
+        "logprobs": logprobs(front, asked, pieces, 0),
         "finish_reason": REASONS[answer.reason or "abort"],
         "stop_reason": answer.stop,
     }
@@ -129,7 +128,7 @@ async def stream(
         async for index, piece in sse.merged(answers):
             reason = None if piece.reason is None else REASONS[piece.reason]
             if piece.text or piece.logprobs or reason:
-                probabilities = logprobs(front, asked, piece.logprobs, offsets[index])
+                probabilities = logprobs(front, asked, [piece], offsets[index])
                 yield chunk(index, piece.text, reason, probabilities)
             offsets[index] += len(piece.text)
         if asked.stream_options is not None and asked.stream_options.include_usage:
@@ -142,17 +141,18 @@ async def stream(
         front.close(answers)
 
 
-def logprobs(
-    front: Front, asked: CompletionRequest, tokens: Sequence[tuple[Logprob, ...]], offset: int
-) -> dict[str, Any] | None:
-    """Columns over the tokens, from ``offset`` characters of the answer on."""
+def logprobs(front: Front, asked: CompletionRequest, pieces: Sequence[Piece], offset: int) -> dict[str, Any] | None:
+    """Columns over the tokens, from ``offset`` characters of the answer on; a token's offset is where its text appears,
+    so that the bytes of one character share it."""
     if asked.logprobs is None:
         return None
     columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for chosen, *others in tokens:
-        text = token_text(front.tokenizer, chosen.token)[0]
-        likeliest = {token_text(front.tokenizer, o.token)[0]: o.logprob for o in (chosen, *others[: asked.logprobs])}
-        for name, value in zip(columns, (text, chosen.logprob, likeliest, offset), strict=True):
-            columns[name].append(value)
-        offset += len(text)
+    for piece in pieces:
+        for chosen, *others in piece.logprobs:
+            text = token_text(front.tokenizer, chosen.token)[0]
+            shown = (chosen, *others[: asked.logprobs])
+            likeliest = {token_text(front.tokenizer, other.token)[0]: other.logprob for other in shown}
+            for name, value in zip(columns, (text, chosen.logprob, likeliest, offset), strict=True):
+                columns[name].append(value)
+        offset += len(piece.text)
     return columns

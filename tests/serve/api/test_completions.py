@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
@@ -51,6 +52,31 @@ def test_logprobs(client: OpenAI) -> None:
     assert "".join(found.tokens).strip() == choice.text.strip()
     assert [chosen >= max(top.values()) for chosen, top in zip(found.token_logprobs, found.top_logprobs, strict=True)]
     assert found.text_offset == [len("".join(found.tokens[:i])) for i in range(len(found.tokens))]
+
+
+def test_offsets_are_places_in_the_text(client: OpenAI) -> None:
+    """Characters of several tokens count once, in a whole answer as in a stream."""
+    options = {"logprobs": 0, "max_tokens": 12, "extra_body": {"structured_outputs": {"regex": "哮喘x"}}}
+    choice = complete(client, **options).choices[0]
+    chunks = [chunk.choices[0].logprobs for chunk in complete(client, stream=True, **options)]
+    offsets = choice.logprobs.text_offset
+    assert (choice.text, choice.logprobs.tokens[-2]) == ("哮喘x", "x")
+    assert (offsets[-2], max(offsets)) == (2, len(choice.text))
+    assert offsets == [offset for chunk in chunks if chunk for offset in chunk.text_offset]
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])
+def test_a_text_far_too_long_is_refused_before_it_is_counted(
+    service: Running, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    """Counting megabytes would hold every other request up."""
+    front, text = service.front, "a" * 1_000_000
+    body = {"prompt": text, "messages": [{"role": "user", "content": text}]}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(front.tokenizer), "__call__", lambda *_, **__: pytest.fail("counted"))
+        answer = httpx.post(f"{service.url}/v1/{endpoint}", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert "characters" in answer.json()["error"]["message"]
 
 
 def test_a_prefix_is_counted_when_it_was_cached(client: OpenAI, service: Running) -> None:
