@@ -41,7 +41,7 @@ class Case:
     training: with the gradients of all inputs.
     launches: names that the log may hold besides those of torch's own operators; one at least where a fused operator is
         the choice. By product, if they differ.
-    products: where it is tried.
+    products, dtypes: where and in which it is tried.
     """
 
     step: str
@@ -53,6 +53,7 @@ class Case:
     launches: tuple[str, ...] = ()
     training: bool = False
     products: tuple[str, ...] = PRODUCTS
+    dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _training(step: str, form: str, shapes: Shapes, functions: tuple[Function, Function], **rest: object) -> Case:
@@ -90,6 +91,18 @@ def _products() -> list[Case]:
         Case("matmul", "head, 3 x 512 x 768", head, calls.head, calls.single(ops.norm_head_reference), (3, 16)),
         _training("norm_head_loss", "6 x 512 x 768", loss, (calls.loss, definitions.loss), roundings=(8, 32)),
     ]
+
+
+def _quantised() -> list[Case]:
+    made = []
+    for bits, group, products in ((8, 512, PRODUCTS), (4, 128, TRAINED)):  # a 310P takes 8 bits only
+        both = partial(calls.quantised, bits=bits), partial(definitions.quantised, bits=bits)
+        shapes, launches = ((3, 512), (768, 512), (768, 512 // group)), ("aclnnWeightQuantBatchMatmulV2",)
+        half = (torch.float16, torch.bfloat16)
+        made.append(
+            Case("quant_linear", f"W{bits}A16, 3 x 512 x 768", shapes, *both, (2, 2), launches, False, products, half)
+        )
+    return made
 
 
 def _rope(name: str, geometry: tuple[int, int, int]) -> list[Case]:
@@ -158,7 +171,7 @@ def cases() -> list[Case]:
     # Its state has the weight's dtype: both moments are rounded in both steps.
     rest = ((4, 8), ("aclnnApplyAdamWV2",))
     adamw = Case("optimizer", "AdamW, 64 x 48", shapes, calls.adamw, definitions.adamw, *rest, products=TRAINED)
-    return [*made, *_gates(), *_products(), adamw]
+    return [*made, *_gates(), *_products(), *_quantised(), adamw]
 
 
 def inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:

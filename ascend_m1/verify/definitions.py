@@ -32,6 +32,10 @@ def loss(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     return (torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100),)
 
 
+def quantised(x: Tensor, weight: Tensor, scales: Tensor, *, bits: int) -> tuple[Tensor, ...]:
+    return (ops.quant_linear_reference(x, *calls.whole_numbers(weight, scales, bits)),)
+
+
 def short_conv(kv: Tensor, weight: Tensor, state: Tensor) -> tuple[Tensor, ...]:
     return ops.short_conv_reference(kv, weight, state, calls.borders((4, 0, 3), kv.device))
 

@@ -87,8 +87,10 @@ def test_a_launch_without_a_case_is_found() -> None:
     assert uncovered(log.counts()) == {"aclnnApplyRotaryPosEmbV2"}
 
 
-@pytest.mark.parametrize("dtype", probe.DTYPES, ids=str)
-@pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.step}, {case.form}")
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [pytest.param(case, dtype, id=f"{case.step}, {case.form}, {dtype}") for case in cases() for dtype in case.dtypes],
+)
 def test_case_is_accepted_and_right(case: Case, dtype: torch.dtype) -> None:
     found = probe.check(case, dtype)
     assert found["accepted"], found["problem"]

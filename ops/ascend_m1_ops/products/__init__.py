@@ -117,6 +117,13 @@ TABLE: tuple[Step, ...] = (
     ),
     Step("matmul", _same(_composed("torch's own products (aclnnMatmul)"), on_310p=_composed("as on A2"))),
     Step(
+        "quant_linear",
+        _same(
+            Choice("npu_weight_quant_batchmatmul", _HALF, "8 and 4 bits with 16-bit activations, dequantised on chip"),
+            on_310p=Choice("npu_weight_quant_batchmatmul", (torch.float16,), "8 bits only"),
+        ),
+    ),
+    Step(
         "norm_head_loss",
         _same(
             _composed("chunks of logits; the fused linear loss has no NormHead and would hold a normalised weight"),
