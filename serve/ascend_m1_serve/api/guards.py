@@ -31,13 +31,13 @@ class LimitBodies:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._limit:
-            await error_response(self._too_large())(scope, receive, send)
-            return
+        too_large = announced.isdigit() and int(announced) > self._limit
         seen = 0
 
         async def counted() -> Message:
             nonlocal seen
+            if too_large:  # told to the route that reads, which knows its family's form of an error
+                raise self._too_large()
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._limit:

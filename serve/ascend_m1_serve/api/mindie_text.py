@@ -85,7 +85,7 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
         sampling,
         adapter=None if model == "None" else front.adapter(model),
         count=count,
-        stop=form.stops(content.get("stop")),
+        stop=form.stops(content.get("stop"), longest=32768),
         include_stop=values.get("include_stop_str_in_output", False),
         skip_special_tokens=values.get("skip_special_tokens", True),
     )

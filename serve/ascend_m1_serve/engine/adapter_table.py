@@ -38,10 +38,14 @@ class AdapterTable:
         if name in self.loaded:
             raise InputError(f"adapter {name!r} is loaded already: unload it first, or choose another name")
         if not self._count:
-            raise InputError(f"adapter {name!r}: the server was started without room for adapters: give --max-adapters")
+            raise InputError(
+                f"adapter {name!r}: the server was started without room for adapters: give --max-adapters, "
+                "or maxLoras in config.json"
+            )
         if not self._free:
             raise InputError(
-                f"adapter {name!r}: all {self._count} places are taken: unload one, or raise --max-adapters"
+                f"adapter {name!r}: all {self._count} places are taken: unload one, or raise --max-adapters, "
+                "or maxLoras in config.json"
             )
         self._ever += 1
         self.loaded[name] = Loaded(self._free.pop(), b"adapter %d" % self._ever)

@@ -180,10 +180,26 @@ def _check_backend(
     if schedule["maxPrefillTokens"] < deploy["maxInputTokenLen"]:
         found.wrong(f"{schedule_path}maxPrefillTokens", schedule["maxPrefillTokens"], "is less than maxInputTokenLen="
                     f"{deploy['maxInputTokenLen']}: raise it")  # fmt: skip
-    for index, entry in enumerate(deploy["LoraModules"]):
-        known = isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "path"))
-        if not known:
-            found.problems.append(f"{where}LoraModules[{index}]: give an object with name, path and baseModelName")
+    if deploy["maxInputTokenLen"] > deploy["maxSeqLen"]:
+        found.wrong(f"{where}maxInputTokenLen", deploy["maxInputTokenLen"], f"is more than maxSeqLen="
+                    f"{deploy['maxSeqLen']}: lower it")  # fmt: skip
+    _check_adapters(deploy, model["modelName"], found)
+
+
+def _check_adapters(deploy: Mapping[str, Any], model: str, found: Findings) -> None:
+    path, modules, names = "BackendConfig.ModelDeployConfig.LoraModules", deploy["LoraModules"], set()
+    for index, entry in enumerate(modules):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "path")):
+            found.problems.append(f"{path}[{index}]: give an object with name, path and baseModelName")
+            continue
+        if entry["name"] in names or entry["name"] == model:
+            found.wrong(f"{path}[{index}].name", entry["name"], "is taken: give each adapter a name of its own")
+        names.add(entry["name"])
+        if entry.get("baseModelName", model) != model:
+            found.wrong(f"{path}[{index}].baseModelName", entry["baseModelName"], f"give modelName, {model!r}")
+    most = deploy["maxLoras"]
+    if most is not None and len(modules) > most:
+        found.wrong("BackendConfig.ModelDeployConfig.maxLoras", most, f"LoraModules has {len(modules)}: raise it")
 
 
 def _check_devices(backend: Mapping[str, Any], model: Mapping[str, Any], found: Findings) -> None:

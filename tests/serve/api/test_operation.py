@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,10 @@ from openai import OpenAI
 from ascend_m1_serve.api import ApiOptions
 
 from .adapters import save
-from .running import Running, embedded, running
+from .running import Running, embedded, running, wait_until
 from .test_chat import ANSWER, ASK
 
 LONG = {"model": "m1-icd10", "prompt": "Once", "max_tokens": 900, "ignore_eos": True}
-
-
-def wait_until(condition: Any) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("nothing happened in 12 s")
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -125,6 +116,8 @@ def test_limits_and_key() -> None:
             assert httpx.post(url, json={"prompt": "x"}, headers=headers).status_code == 401
         own = {"Authorization": "Bearer s3cret"}
         assert httpx.post(url, json={"prompt": "x" * 2000}, headers=own).status_code == 413
+        mindie = httpx.post(f"{service.url}/generate", json={"prompt": "x" * 2000}, headers=own)
+        assert (mindie.status_code, list(mindie.json())) == (413, ["message"])
         chunks = (b"x" * 1000 for _ in range(3))  # not announced
         assert httpx.post(url, content=chunks, headers=own).status_code == 413
         with (

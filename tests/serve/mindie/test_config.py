@@ -60,6 +60,13 @@ def test_the_file_that_ships() -> None:
         (f"{DEPLOY}ModelConfig", [], f"{DEPLOY}ModelConfig: give a list of one object"),
         (f"{DEPLOY}truncation", 2, f"{DEPLOY}truncation=2: give -1 or 0 or 1"),
         (f"{DEPLOY}LoraModules", [{"name": "x"}], f"{DEPLOY}LoraModules[0]: give an object with name, path"),
+        (
+            f"{DEPLOY}LoraModules",
+            [{"name": "x", "path": "a", "baseModelName": "other"}],
+            f"{DEPLOY}LoraModules[0].baseModelName='other': give modelName, ",
+        ),
+        (f"{DEPLOY}LoraModules", [{"name": "x", "path": "a"}] * 2, f"{DEPLOY}LoraModules[1].name='x': is taken"),
+        (f"{DEPLOY}maxInputTokenLen", 8193, f"{SCHEDULE}maxPrefillTokens=8192: is less than maxInputTokenLen=8193"),
         (f"{SCHEDULE}cacheBlockSize", 100, f"{SCHEDULE}cacheBlockSize=100: give a multiple of 16"),
         (f"{SCHEDULE}maxPrefillTokens", 100, f"{SCHEDULE}maxPrefillTokens=100: is less than maxInputTokenLen=4096"),
         (f"{SCHEDULE}maxPrefillBatchSize", 17, f"{SCHEDULE}maxPrefillBatchSize=17: is more than maxBatchSize=16"),
@@ -210,3 +217,15 @@ def test_permissions(tmp_path: Path) -> None:
     link.symlink_to(path)
     with pytest.raises(InputError, match="is a symbolic link"):
         check_permissions(link)
+
+
+def test_a_prompt_cannot_be_longer_than_its_sequence(tmp_path: Path) -> None:
+    changed = change(change(content(), f"{DEPLOY}maxSeqLen", 4000), f"{SCHEDULE}maxIterTimes", 10)
+    with pytest.raises(MindieConfigError, match="maxInputTokenLen=4096: is more than maxSeqLen=4000: lower it"):
+        read_config(written(tmp_path, changed), Environment())
+
+
+def test_more_adapters_than_places(tmp_path: Path) -> None:
+    changed = change(content(), f"{DEPLOY}LoraModules", [{"name": name, "path": "a"} for name in "xy"])
+    with pytest.raises(MindieConfigError, match="maxLoras=1: LoraModules has 2: raise it"):
+        read_config(written(tmp_path, change(changed, f"{DEPLOY}maxLoras", 1)), Environment())
