@@ -130,16 +130,18 @@ def _only_model(models: Any, path: str, found: Findings) -> dict[str, Any]:
 
 
 def _check_server(server: Mapping[str, Any], environment: Environment, found: Findings) -> None:
-    for name, value in (
-        ("ipAddress", environment.service_ip or server["ipAddress"]),
-        ("managementIpAddress", environment.management_ip or server["managementIpAddress"]),
+    for name, variable, given in (
+        ("ipAddress", "MIES_CONTAINER_IP", environment.service_ip),
+        ("managementIpAddress", "MIES_CONTAINER_MANAGEMENT_IP", environment.management_ip),
     ):
+        value = given or server[name]
         if value is None:
             continue
         try:
             unspecified = ip_address(value).is_unspecified
         except ValueError:
-            found.wrong(f"ServerConfig.{name}", value, "give an IPv4 or IPv6 address")
+            source = f"environment variable {variable}" if given else f"ServerConfig.{name}"
+            found.wrong(source, value, "give an IPv4 or IPv6 address")
             continue
         if unspecified and not server["allowAllZeroIpListening"]:
             found.wrong(f"ServerConfig.{name}", value, "set allowAllZeroIpListening to true to listen everywhere")

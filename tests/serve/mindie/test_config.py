@@ -229,3 +229,8 @@ def test_more_adapters_than_places(tmp_path: Path) -> None:
     changed = change(content(), f"{DEPLOY}LoraModules", [{"name": name, "path": "a"} for name in "xy"])
     with pytest.raises(MindieConfigError, match="maxLoras=1: LoraModules has 2: raise it"):
         read_config(written(tmp_path, change(changed, f"{DEPLOY}maxLoras", 1)), Environment())
+
+
+def test_an_address_of_the_environment_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(MindieConfigError, match="environment variable MIES_CONTAINER_IP='host': give an IPv4"):
+        read_config(written(tmp_path, content()), Environment(service_ip="host"))
