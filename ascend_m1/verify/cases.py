@@ -96,11 +96,18 @@ def _products() -> list[Case]:
 def _quantised() -> list[Case]:
     made = []
     for bits, group, products in ((8, 512, PRODUCTS), (4, 128, TRAINED)):  # a 310P takes 8 bits only
-        both = partial(calls.quantised, bits=bits), partial(definitions.quantised, bits=bits)
-        shapes, launches = ((3, 512), (768, 512), (768, 512 // group)), ("aclnnWeightQuantBatchMatmulV2",)
-        half = (torch.float16, torch.bfloat16)
         made.append(
-            Case("quant_linear", f"W{bits}A16, 3 x 512 x 768", shapes, *both, (2, 2), launches, False, products, half)
+            Case(
+                "quant_linear",
+                f"W{bits}A16, 3 x 512 x 768",
+                shapes=((3, 512), (768, 512), (768, 512 // group)),
+                call=partial(calls.quantised, bits=bits),
+                definition=partial(definitions.quantised, bits=bits),
+                roundings=(2, 2),
+                launches=("aclnnWeightQuantBatchMatmulV2",),
+                products=products,
+                dtypes=(torch.float16, torch.bfloat16),
+            )
         )
     return made
 

@@ -85,7 +85,7 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
         sampling,
         adapter=None if model == "None" else front.adapter(model),
         count=count,
-        stop=form.stops(content.get("stop"), longest=32768),
+        stop=form.stops(content.get("stop")),
         include_stop=values.get("include_stop_str_in_output", False),
         skip_special_tokens=values.get("skip_special_tokens", True),
     )
@@ -136,7 +136,7 @@ async def tgi(
         ids,
         sampling,
         adapter=None if adapter == "None" else front.adapter(adapter),
-        stop=form.stops(form.parameters(content).get("stop")),
+        stop=form.stops(form.parameters(content).get("stop"), longest=1024),
     )
     read, seed = reader(settings, None), None if sampling.temperature == 0 else sampling.seed
     if stream:

@@ -19,6 +19,7 @@ from ..front import check_unicode
 Kind = Literal["float", "integer", "boolean", "string"]
 _TYPES: dict[Kind, tuple[type, ...]] = {"float": (float, int), "integer": (int,), "boolean": (bool,), "string": (str,)}
 _MOST = 2**31 - 1
+_STOP_CHARACTERS = 32768  # of all stop strings of a request
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def value(name: str, given: Any, rule: Parameter) -> Any:
     return given
 
 
-def stops(given: Any, most_characters: int = 32768, longest: int = 1024) -> list[str]:
-    """Stop strings, one or a list. Raises InputError."""
+def stops(given: Any, longest: int = _STOP_CHARACTERS) -> list[str]:
+    """Stop strings, one or a list, of up to ``longest`` characters each. Raises InputError."""
     if given is None:
         return []
     found = [given] if isinstance(given, str) else given
@@ -125,8 +126,8 @@ def stops(given: Any, most_characters: int = 32768, longest: int = 1024) -> list
         raise InputError("stop must be string type or a list of strings.")
     for stop in found:
         check_unicode(stop)
-    if not all(1 <= len(stop) <= longest for stop in found) or sum(map(len, found)) > most_characters:
-        raise InputError(f"stop must have 1 to {longest} characters each, {most_characters} together.")
+    if not all(1 <= len(stop) <= longest for stop in found) or sum(map(len, found)) > _STOP_CHARACTERS:
+        raise InputError(f"stop must have 1 to {longest} characters each, {_STOP_CHARACTERS} together.")
     return found
 
 

@@ -159,9 +159,9 @@ def test_triton_stop(client: Client, service: Running) -> None:  # noqa: F811
         assert asked.result(30)["text_output"] == ""
 
 
-def resource(client: Client) -> dict[str, int]:
-    found: dict[str, int] = client.get("/v1/status").json()["resource"]
-    return found
+def all_blocks_free(client: Client) -> bool:
+    found = client.get("/v1/status").json()["resource"]
+    return bool(found["availBlockNum"] == found["totalNpuBlockNums"])
 
 
 def test_queries(client: Client) -> None:
@@ -175,10 +175,9 @@ def test_queries(client: Client) -> None:
     )
     assert client.get("/info").json()["models"][0]["model_id"] == MODEL
     assert client.get("/v1/config").json()["modelName"] == MODEL
-    status = client.get("/v1/status").json()
-    assert status["service"]["roleStatus"] == "RoleReady"
+    assert client.get("/v1/status").json()["service"]["roleStatus"] == "RoleReady"
     # A request before this test may still be on its way out.
-    wait_until(lambda: resource(client)["availBlockNum"] == resource(client)["totalNpuBlockNums"])
+    wait_until(lambda: all_blocks_free(client))
     slots = client.get(f"/v2/models/{MODEL}/getSlotCount").json()
     assert slots["total_slots"] == slots["free_slots"] == 16
     rows = client.get("/metrics-json").json()["result"]
