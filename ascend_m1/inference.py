@@ -7,6 +7,8 @@ keys and values lie ``paged.py``'s.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +16,12 @@ from ascend_m1_ops import (
     add_rms_norm,
     conv_rope_cache,
     inverse_row_norm,
-    norm_head,
+    packing_pays,
     paged_attention,
     ragged_attention,
     rms_norm,
     rope_tables,
+    scaled_logits,
     swiglu_packed,
 )
 
@@ -26,7 +29,7 @@ from .errors import InputError
 from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from .paged import PagedCache, PagedLayer
 from .parts import LayerParts, ModelParts, model_parts
-from .projection import chosen_columns
+from .projection import PackedProjection, Projection, chosen_columns
 from .steps import Step, Window
 
 Table = tuple[Tensor, Tensor]  # cos and sin, float32 [positions, head_dim / 2]
@@ -89,9 +92,9 @@ class InferenceModel(nn.Module):
         if max_length < 1:
             raise InputError(f"max_length={max_length}: give the tokens of the longest sequence")
         self.config, self.max_length = parts.config, max_length
-        self.embed, self.norm, self.head = parts.embed, parts.norm, parts.head
+        self.embed, self.norm, self.head = parts.embed, parts.norm, Projection(parts.head)
         self.layers = nn.ModuleList(InferenceLayer(layer, self.config.rms_norm_eps) for layer in parts.layers)
-        self.head_scale = nn.Parameter(inverse_row_norm(self.head.detach()), requires_grad=False)
+        self.head_scale = nn.Parameter(inverse_row_norm(parts.head.detach()), requires_grad=False)
         self.adapter_columns: nn.Parameter | None = None  # ``AdapterSlots`` sets it
         positions = torch.arange(max_length, device=self.embed.device)
         wide = torch.float64 if self.embed.dtype == torch.float64 else torch.float32
@@ -121,7 +124,18 @@ class InferenceModel(nn.Module):
         if step.last is not None:
             x, residual = x.index_select(0, step.last), residual.index_select(0, step.last)
         x, _ = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
-        return norm_head(x, self.head, self.head_scale)
+        return scaled_logits(self.head(x), self.head_scale)
+
+    def pack_weights(self) -> None:
+        """Bring large matrices into the processor's own layout, each in the place of the plain one.
+
+        They are no longer shared, so their memory is free again when the model they came from is gone. Without effect
+        where packing does not pay, as on an NPU. Not for graphs that are compiled: the layout is opaque.
+        """
+        for name in [name for name, part in self.named_modules() if isinstance(part, Projection)]:
+            plain = cast(Projection, self.get_submodule(name))
+            if packing_pays(plain.weight):
+                self.set_submodule(name, PackedProjection(plain.weight))
 
 
 def _old_keys(ring: Tensor, window: Window) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ascend_m1_ops import pack, packed_linear
+
 
 class Project(Protocol):
     """From x [T, in] to [T, out]; ``chosen``: [T, columns] marks each token's adapter, see ``adapters.py``."""
@@ -23,6 +25,17 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
         return nn.functional.linear(x, self.weight)
+
+
+class PackedProjection(nn.Module):
+    """``Projection`` over a packed copy of its weight; for those whose ``packing_pays``."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.packed = pack(weight)
+
+    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
+        return packed_linear(x, self.packed)
 
 
 def chosen_columns(adapters: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:

@@ -83,6 +83,8 @@ def load(size: Size) -> Core:
         model = BaichuanM1ForCausalLM(BaichuanM1Config.from_pretrained(size.folder))
         torch.set_default_dtype(torch.float32)
     inference = InferenceModel(model.eval(), 512)
+    del model
+    inference.pack_weights()
     return make_core(inference, EngineOptions(512, max_sequences=REQUESTS, prefix_caching=False))
 
 

@@ -124,7 +124,7 @@ def least_bytes(model: InferenceModel, length: int) -> int:
     """Every weight of a step once (of the embedding one row), and the keys and values that its query sees."""
     size = model.embed.element_size()
     weights = sum(parameter.nbytes for parameter in model.layers.parameters())
-    weights += model.norm.nbytes + model.head.nbytes + model.head_scale.nbytes + model.embed[0].nbytes
+    weights += model.norm.nbytes + model.head.weight.nbytes + model.head_scale.nbytes + model.embed[0].nbytes
     cached = 0
     for spec in model.config.layer_specs:
         seen = length if spec.window is None else min(length, spec.window)

@@ -5,7 +5,8 @@ B batch, T query tokens, S cached tokens, H query heads, KV key/value heads, D h
 
 from .attention import Positions, attention, attention_reference, ragged_attention, sdpa
 from .conv_rope_cache import TokenTable, conv_rope_cache, conv_rope_cache_reference
-from .norm_head import inverse_row_norm, norm_head, norm_head_loss, norm_head_reference
+from .norm_head import inverse_row_norm, norm_head, norm_head_loss, norm_head_reference, scaled_logits
+from .packed_linear import pack, packed_linear, packed_linear_reference, packing_pays
 from .paged_attention import PagedKeys, lengths_on_host, paged_attention, paged_attention_reference
 from .quant_linear import Prepared, dequantised, prepare, quant_linear, quant_linear_reference
 from .rms_norm import add_rms_norm, rms_norm, rms_norm_reference
@@ -30,6 +31,10 @@ __all__ = [
     "norm_head",
     "norm_head_loss",
     "norm_head_reference",
+    "pack",
+    "packed_linear",
+    "packed_linear_reference",
+    "packing_pays",
     "paged_attention",
     "paged_attention_reference",
     "prepare",
@@ -40,6 +45,7 @@ __all__ = [
     "rms_norm_reference",
     "rope_reference",
     "rope_tables",
+    "scaled_logits",
     "sdpa",
     "shared_tables",
     "short_conv",

@@ -153,7 +153,11 @@ def built_in(wanted: Wanted) -> BuiltIn:
         source: Any = load_model(checkpoint, device, wanted.dtype)
     else:
         source = load_quantised(checkpoint, device, wanted.dtype)
-    core = make_core(InferenceModel(source, options.max_length), options)
+    model = InferenceModel(source, options.max_length)
+    del source  # each of its matrices goes when its packed copy has come
+    if options.graph != "inductor":
+        model.pack_weights()
+    core = make_core(model, options)
     return BuiltIn(core, checkpoint.tokenizer, _defaults(wanted.model))
 
 

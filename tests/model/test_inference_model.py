@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM
 from ascend_m1.errors import InputError
 from ascend_m1.inference import InferenceModel
 from ascend_m1.paged import PagedCache
+from ascend_m1.projection import PackedProjection
 from ascend_m1.steps import Chunk, prefill_step
 
 from .golden import ROOT, load_model
@@ -77,3 +81,31 @@ def test_no_longer_than_the_tables() -> None:
     assert inference(step, cache).isfinite().all()
     with pytest.raises(InputError, match=r"sequence of 17 tokens: .* max_length=16: "):
         inference(prefill_step([Chunk(0, [0], 16, [1])], cache, torch.device("cpu")), cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights(dtype: torch.dtype) -> None:
+    """The same logits up to the order of sums, and nothing of the plain matrices is kept."""
+    config = BaichuanM1Config.from_pretrained(ROOT / "hybrid", vocab_size=4096, hidden_size=256, intermediate_size=4096)
+    torch.manual_seed(0)
+    model = BaichuanM1ForCausalLM(config).to(dtype).eval()
+    source = weakref.ref(model.model.layers[0].mlp.down_proj.weight)
+    inference = InferenceModel(model, 16)
+    plain = prompt_logits(inference)
+    inference.pack_weights()
+    packed = [name for name, part in inference.named_modules() if isinstance(part, PackedProjection)]
+    layers = range(config.num_hidden_layers)
+    assert packed == ["head", *(f"layers.{i}.{part}" for i in layers for part in ("gate_up", "down"))]
+    scale = plain.abs().max().item()
+    tolerance = scale * (1e-5 if dtype == torch.float32 else 2e-2)  # bfloat16: two roundings a layer, now and then
+    torch.testing.assert_close(prompt_logits(inference), plain, rtol=0, atol=tolerance)
+    del model
+    gc.collect()
+    assert source() is None
+
+
+@torch.no_grad()
+def prompt_logits(model: InferenceModel) -> Tensor:
+    cache = PagedCache(model.config, 1, 1, model.embed.dtype, model.embed.device, 16)
+    step = prefill_step([Chunk(0, [0], 0, list(range(3, 10)))], cache, model.embed.device)
+    return model(step, cache)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ascend_m1_ops import dequantised, prepare, quant_linear, quant_linear_reference
+from ascend_m1_ops.quant_linear import native
 from ascend_m1_ops.testing import LOW_PRECISION, rounding
 
 DTYPES = [torch.float32, *LOW_PRECISION]
@@ -43,6 +46,52 @@ def test_any_shape(rows: int, outputs: int, groups: int, kind: tuple[int, int]) 
     numbers, scales = make(16 * outputs, inputs, bits, group or inputs, torch.float32)
     x = torch.randn(rows + 1, inputs)[:rows]
     assert_near(quant_linear(x, prepare(numbers, scales, bits)), x, numbers, scales)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 15, 16, 17, 33])
+@pytest.mark.parametrize(("outputs", "inputs", "group"), [(16, 32, 32), (144, 96, 32), (272, 512, 256)])
+def test_our_product_of_four_bits(rows: int, outputs: int, inputs: int, group: int) -> None:
+    """Numbers are exact in bfloat16 and scaled after they are summed, so one rounding is all that is lost."""
+    if not native.available():
+        pytest.skip("hardware: no AVX512-BF16")
+    numbers, scales = make(outputs, inputs, 4, group, torch.bfloat16)
+    x = torch.randn(rows, inputs).bfloat16()
+    prepared = prepare(numbers, scales, 4)
+    assert prepared.numbers.dtype == torch.int16
+    want = quant_linear_reference(x.double(), numbers, scales.double())
+    atol = 1.1 * rounding(torch.bfloat16) * want.abs().max().item()
+    torch.testing.assert_close(quant_linear(x, prepared).double(), want, rtol=0, atol=atol)
+
+
+def test_our_product_under_torch_compile() -> None:
+    if not native.available():
+        pytest.skip("hardware: no AVX512-BF16")
+    numbers, scales = make(32, 64, 4, 32, torch.bfloat16)
+    weight, x = prepare(numbers, scales, 4), torch.randn(3, 64).bfloat16()
+    arguments = x, weight.numbers, weight.scales
+    torch.library.opcheck(torch.ops.ascend_m1.int4_linear.default, arguments)
+    compiled = torch.compile(lambda x: quant_linear(x, weight), fullgraph=True)
+    assert torch.equal(compiled(x), quant_linear(x, weight))
+
+
+def test_without_a_compiler_torch_multiplies(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for function in (native.available, native._function):
+        function.cache_clear()
+    try:
+        numbers, scales = make(96, 512, 4, 128, torch.bfloat16)
+        x = torch.randn(5, 512).bfloat16()
+        weight = prepare(numbers, scales, 4)
+        assert weight.numbers.dtype == torch.uint8
+        assert_near(quant_linear(x, weight), x, numbers, scales)
+        prepare(numbers, scales, 4)
+        assert [record.message.partition(":")[0] for record in caplog.records] == ["int4 products are torch's"]
+    finally:
+        for function in (native.available, native._function):
+            function.cache_clear()
 
 
 def test_strided_activations() -> None:

@@ -16,7 +16,7 @@ from ..blocks import blocks_pay
 from .kernels import scale_in_place
 from .reference import norm_head_reference
 
-__all__ = ["inverse_row_norm", "norm_head", "norm_head_loss", "norm_head_reference"]
+__all__ = ["inverse_row_norm", "norm_head", "norm_head_loss", "norm_head_reference", "scaled_logits"]
 
 _ROWS_AT_ONCE = 4096
 
@@ -43,9 +43,13 @@ def norm_head(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         [..., vocab], dtype of x. Low-precision logits are rounded by the product and after the scaling.
     """
     # Rows as one matrix: on some CPUs PyTorch's bfloat16 product of a [1, 1, hidden] tensor is many times slower.
-    logits = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight)
-    logits = scale_in_place(logits, scale) if blocks_pay(logits, scale) else (logits * scale).to(x.dtype)
+    logits = scaled_logits(torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight), scale)
     return logits.view(*x.shape[:-1], weight.shape[0])
+
+
+def scaled_logits(products: Tensor, scale: Tensor) -> Tensor:
+    """The second half of ``norm_head``: products x · Wᵀ [rows, vocab], which it may overwrite -> logits."""
+    return scale_in_place(products, scale) if blocks_pay(products, scale) else (products * scale).to(products.dtype)
 
 
 def norm_head_loss(
