@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..attention import npu as attention_npu
 from . import npu
-from .kernels import decode, prefill
+from .kernels import decode, decode_each, prefill
 from .reference import paged_attention_reference
 
 __all__ = ["PagedKeys", "lengths_on_host", "paged_attention", "paged_attention_reference"]
@@ -79,6 +79,8 @@ def paged_attention(
         raise ValueError("lengths must be given, unless it is a decode step with device_lengths")
     if lengths_on_host(q, k_cache.shape[2]):
         return npu.attend(q, k_cache, v_cache, keys.block_table, host or device, query_ends, scale)
+    if query_ends is None and host is not None and q.device.type == "cpu":
+        return decode_each(q, k_cache, v_cache, keys.block_table, host, scale)
     if query_ends is None:
         return decode(q, k_cache, v_cache, keys.block_table, host if device is None else device, scale)
     return prefill(q, k_cache, v_cache, keys.block_table, host or [], query_ends, scale)

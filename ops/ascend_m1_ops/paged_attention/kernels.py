@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention import attention
 from ..blocks import widened
+
+
+def decode_each(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: list[int], scale: float
+) -> Tensor:
+    """One query a sequence, sequence by sequence: for a CPU, where launches are cheap and copies are not."""
+    rows = q.unflatten(1, (k_cache.shape[2], -1))  # the heads of a group as rows of one matrix: K and V are read once
+    outputs, size = [], k_cache.shape[1]
+    for row, length in enumerate(lengths):
+        blocks = block_table[row, : -(-length // size)].long()
+        keys, values = (_in_order(cache, blocks)[:, :length].transpose(1, 2) for cache in (k_cache, v_cache))
+        outputs.append(scaled_dot_product_attention(rows[row : row + 1], keys, values, scale=scale))
+    return torch.cat(outputs).flatten(1, 2) if outputs else torch.zeros_like(q)
+
+
+def _in_order(cache: Tensor, blocks: Tensor) -> Tensor:
+    """[1, tokens, KV, D] of some blocks; of a single one without a copy."""
+    if len(blocks) == 1:
+        return cache[int(blocks)].unsqueeze(0)
+    return cache[blocks].flatten(0, 1).unsqueeze(0)
 
 
 def decode(
