@@ -40,6 +40,7 @@ ROWS = (1, 4, 16, 512)
 SEQUENCES = (1, 4, 16)
 PROMPT, STEPS, CHUNK = 32, 3, 512
 PROBE_BYTES = 2**28
+TORCH_PRODUCT = torch.ops.aten._weight_int4pack_mm_for_cpu
 GOAL_DECODE, GOAL_PREFILL = 0.65, 0.60
 
 
@@ -111,8 +112,7 @@ def product_rounds(samples: Samples, probes: Probes, shape: tuple[int, int], rou
     for rows in ROWS:
         x = torch.randn(rows, inputs).bfloat16()
         calls[f"ours {rows}"] = lambda x=x: quant_linear(x, ours)  # type: ignore[misc]
-        product = torch.ops.aten._weight_int4pack_mm_for_cpu
-        calls[f"torch {rows}"] = lambda x=x: product(x, torch_weight, GROUP, torch_scales)  # type: ignore[misc]
+        calls[f"torch {rows}"] = lambda x=x: TORCH_PRODUCT(x, torch_weight, GROUP, torch_scales)  # type: ignore[misc]
         if packed is not None:
             calls[f"bfloat16 {rows}"] = lambda x=x: packed_linear(x, packed)  # type: ignore[misc]
         if ggml is not None:
@@ -180,7 +180,7 @@ def vector(size: int) -> nn.Parameter:
 
 
 def load(config: BaichuanM1Config) -> tuple[Core, int, int]:
-    """The engine, the bytes that a decode step reads of its weights, and the numbers that a token is multiplied with."""
+    """The engine, the bytes of weights that a decode step reads, and the numbers that a token is multiplied with."""
     parts = Weights().model(config)
     matrices = [matrix for part in parts.layers for matrix in (part.qkv, part.o, part.gate_up, part.down)]
     nbytes = parts.head.nbytes + sum(p.nbytes for matrix in matrices for p in matrix.parameters())

@@ -53,7 +53,7 @@ class Ggml:
     def __init__(self) -> None:
         package = find_spec("llama_cpp")
         if package is None or package.origin is None:
-            raise SystemExit("error: llama-cpp-python is not installed: pip install llama-cpp-python, or leave out --ggml")
+            raise SystemExit("error: --ggml: llama-cpp-python is not installed: pip install llama-cpp-python")
         folder = Path(package.origin).parent / "lib"
         libraries = [c.CDLL(str(folder / f"lib{name}.so"), mode=c.RTLD_GLOBAL) for name in ("ggml-base", "ggml-cpu")]
         self.call: dict[str, Callable[..., Any]] = {}
