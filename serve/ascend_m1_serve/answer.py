@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .protocol import Event, Logprob, Stream
@@ -21,12 +22,14 @@ class Piece:
         text: new and final; may be empty.
         tokens: new ones, the end token and those of a stop string included.
         logprobs: of each new token, see ``protocol.Event``.
+        offsets: for each new token, characters of the answer before its own text; tokens of one character share it.
         reason: why it is the last piece; None: more will come.
     """
 
     text: str
     tokens: tuple[int, ...] = ()
     logprobs: tuple[tuple[Logprob, ...], ...] = ()
+    offsets: tuple[int, ...] = ()
     reason: Reason | None = None
 
 
@@ -41,6 +44,11 @@ class Times:
     submitted: float = field(default_factory=time.monotonic)
     tokens: list[float] = field(default_factory=list)
     ended: float | None = None
+
+    def milliseconds(self) -> list[float]:
+        """From the request to the first event, and from each to the next."""
+        times = [self.submitted, *self.tokens]
+        return [round((after - before) * 1000, 3) for before, after in itertools.pairwise(times)]
 
 
 class Answer:
@@ -65,6 +73,7 @@ class Answer:
         self._stream = stream
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
         self._stops = StopStrings(stop, include_stop)
+        self._decoded = 0  # characters, with those that may begin a stop string
         self.prompt, self.tokens, self.text = list(prompt), list[int](), ""
         self.stop: str | int | None = None
         self.reason: Reason | None = None
@@ -81,7 +90,7 @@ class Answer:
         try:
             event = await anext(self._stream)
         except StopAsyncIteration:  # ended from outside
-            return self._end("", (), (), "abort")
+            return self._end(Piece("", reason="abort"))
         return self._take(event)
 
     def abort(self) -> None:
@@ -94,25 +103,34 @@ class Answer:
         self.tokens += event.tokens
         self.cached_tokens, self.queued = event.cached_tokens, event.queued
         # The end token has no text of its own unless special tokens are asked for.
-        text = self._stops.add(self._detokenizer.add(event.tokens))
+        offsets, text = [], ""
+        for token in event.tokens:
+            offsets.append(self._decoded)
+            decoded = self._detokenizer.add([token])
+            self._decoded += len(decoded)
+            text += decoded
+        piece = Piece(self._stops.add(text), event.tokens, event.logprobs, tuple(offsets))
         if self._stops.found is None and event.finish is None:
-            self.text += text
-            return Piece(text, event.tokens, event.logprobs)
+            self.text += piece.text
+            return piece
+        return self._end(self._last(piece, event))
+
+    def _last(self, piece: Piece, event: Event) -> Piece:
+        """The piece with what was held back, and why it is the last."""
+        text = piece.text
         if self._stops.found is None:
             text += self._stops.add(self._detokenizer.finish())
         if self._stops.found is not None:
             self.stop = self._stops.found
             self._stream.abort()
-            return self._end(text, event.tokens, event.logprobs, "stop_string")
+            return replace(piece, text=text, reason="stop_string")
         text += self._stops.finish()
         if event.finish == "stop":
             self.stop = event.tokens[-1]
-            return self._end(text, event.tokens, event.logprobs, "stop_token")
-        return self._end(text, event.tokens, event.logprobs, "length" if event.finish == "length" else "abort")
+            return replace(piece, text=text, reason="stop_token")
+        return replace(piece, text=text, reason="length" if event.finish == "length" else "abort")
 
-    def _end(
-        self, text: str, tokens: tuple[int, ...], logprobs: tuple[tuple[Logprob, ...], ...], reason: Reason
-    ) -> Piece:
-        self.text += text
-        self.reason, self.times.ended = reason, time.monotonic()
-        return Piece(text, tokens, logprobs, reason)
+    def _end(self, piece: Piece) -> Piece:
+        self.text += piece.text
+        self.reason, self.times.ended = piece.reason, time.monotonic()
+        return piece

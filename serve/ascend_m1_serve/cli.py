@@ -14,6 +14,7 @@ from ascend_m1.errors import InputError
 if TYPE_CHECKING:
     from .engines import Wanted
     from .run import Service
+    from .server import Address
 
 DEFAULT_PORT = 1025  # MindIE Service's
 KEY_VARIABLE = "ASCEND_M1_API_KEY"
@@ -97,8 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
     with quiet():
         loaded = vllm(wanted) if arguments.engine == "vllm" else built_in(wanted)
     start_logging(arguments.log_level or environment.log_level)
-    where = ", ".join(dict.fromkeys(address.url for address in service.addresses.values()))
-    serve_forever(loaded, service, lambda: note(f"{service.name} at {where}"))
+
+    def on_start(addresses: list[Address]) -> None:
+        note(f"{service.name} at {', '.join(address.url for address in addresses)}")
+
+    serve_forever(loaded, service, on_start)
     return 0
 
 
@@ -117,7 +121,11 @@ def _configured(arguments: argparse.Namespace, environment: Any) -> tuple[Wanted
     config, path = configured(arguments.config, environment)
     if config.idle:
         note(f"{path}: without effect here: {', '.join(config.idle)}")
-    engine = replace(wanted_engine(config, path, arguments.engine == "vllm"), dtype=arguments.dtype)
+    vllm = arguments.engine == "vllm"
+    idle = [*environment.idle, *(["NPU_MEMORY_FRACTION"] if environment.memory_fraction and not vllm else [])]
+    if idle:
+        note(f"environment: without effect here: {', '.join(idle)}")
+    engine = replace(wanted_engine(config, path, environment, vllm), dtype=arguments.dtype)
     return engine, wanted_service(config, environment, _key(arguments))
 
 

@@ -32,7 +32,8 @@ class Wanted:
         max_length: tokens of the longest sequence; None: the checkpoint's context, at most ``DEFAULT_LENGTH``.
         max_sequences: at the same time. blocks: of the cache; None: for all of them at their longest.
         adapters: PEFT folders by name. max_adapters: loaded at the same time; None: as many as these.
-        tensor_parallel, pipeline_parallel, devices: for vLLM; the built-in engine runs on one device.
+        tensor_parallel, pipeline_parallel, devices, memory_fraction: for vLLM; the built-in engine runs on one device
+            and takes what it needs.
     """
 
     model: Path
@@ -49,6 +50,7 @@ class Wanted:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     devices: tuple[int, ...] = ()
+    memory_fraction: float | None = None
 
 
 class Prepared(Protocol):
@@ -115,6 +117,8 @@ def vllm(wanted: Wanted, **more: Any) -> Vllm:
         "tensor_parallel_size": wanted.tensor_parallel,
         "pipeline_parallel_size": wanted.pipeline_parallel,
     }
+    if wanted.memory_fraction is not None:
+        arguments["gpu_memory_utilization"] = wanted.memory_fraction
     if options.adapters:
         rank = next(size for size in _VLLM_RANKS if size >= options.adapter_rank)
         arguments |= {"enable_lora": True, "max_loras": options.adapters, "max_lora_rank": rank}

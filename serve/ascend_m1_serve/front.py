@@ -5,6 +5,7 @@ Knows engine and tokenizer; knows nothing of HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,9 @@ from .answer import Answer
 from .errors import BusyError, EngineError, UnknownModelError
 from .metrics import Metrics
 from .protocol import Engine, Sampling
+
+MOST_CHOICES = 128  # answers to a prompt
+_INLINE = 20_000  # characters that take a few milliseconds to tokenise; more would hold other requests up
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Front:
         max_input: tokens of a prompt; None: as many as fit. truncate: what to do with a longer one; -1 keeps its
             beginning, 1 its end, 0 refuses it.
         max_new: tokens of an answer, whatever a request says; None: as many as fit.
+        max_choices: answers to a prompt.
+        tell_times: chat answers tell how long their tokens took.
     """
 
     engine: Engine
@@ -75,6 +81,8 @@ class Front:
     max_input: int | None = None
     truncate: int = 0
     max_new: int | None = None
+    max_choices: int = MOST_CHOICES
+    tell_times: bool = False
     metrics: Metrics = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
@@ -96,17 +104,21 @@ class Front:
             return model
         raise UnknownModelError(f"model {model!r} is not served here: use one of {', '.join(self.models())}")
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
+    async def chat_ids(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
         """A conversation in the checkpoint's chat format. Raises InputError, TokenizerError."""
         text = chat_text(self.tokenizer, messages, **template)
         self._check_length(text)
-        return chat_ids(self.tokenizer, text)
+        if len(text) <= _INLINE:
+            return chat_ids(self.tokenizer, text)
+        return await asyncio.to_thread(chat_ids, self.tokenizer, text)
 
-    def text_ids(self, text: str) -> list[int]:
+    async def text_ids(self, text: str) -> list[int]:
         """A prompt to be continued as it is. Raises InputError."""
         check_unicode(text)
         self._check_length(text)
-        ids: list[int] = self.tokenizer(text)["input_ids"]
+        call = self.tokenizer
+        found = call(text) if len(text) <= _INLINE else await asyncio.to_thread(call, text)
+        ids: list[int] = found["input_ids"]
         if not ids:
             raise InputError("the prompt is empty: give some text")
         return ids
@@ -142,10 +154,12 @@ class Front:
         """``count`` answers to one prompt; with a seed, that and the numbers after it. Whoever takes them ends them.
 
         Raises:
-            InputError: see ``protocol.Engine.submit``.
+            InputError: see ``protocol.Engine.submit``; or more than ``max_choices``.
             BusyError: too many requests wait, or the service is being stopped.
             EngineError: the engine has failed.
         """
+        if count > self.max_choices:
+            raise InputError(f"{count} answers to a prompt: this server gives at most {self.max_choices}: lower n")
         self._admit(count)
         prompt = self._fitted(prompt)
         answers: list[Answer] = []

@@ -12,7 +12,7 @@ from .api import ApiOptions, create_app
 from .api.app import PLANES, Plane
 from .api.mindie_common import MindieSettings
 from .engines import Prepared
-from .front import Front
+from .front import MOST_CHOICES, Front
 from .server import Address, serve
 
 
@@ -24,7 +24,7 @@ class Service:
         name: of the model, as clients call it. addresses: of the planes; those that share one share a server.
         key: that requests must bring. max_queue: requests that may wait. max_body: bytes of a request.
         adapters: PEFT folders to load at the start, by name.
-        max_input, truncate, max_new: see ``Front``.
+        max_input, truncate, max_new, max_choices, tell_times: see ``Front``.
         settings: of MindIE's families.
     """
 
@@ -37,6 +37,8 @@ class Service:
     max_input: int | None = None
     truncate: int = 0
     max_new: int | None = None
+    max_choices: int = MOST_CHOICES
+    tell_times: bool = False
     settings: MindieSettings = field(default_factory=MindieSettings)
 
 
@@ -45,12 +47,12 @@ def everywhere(address: Address) -> dict[Plane, Address]:
     return dict.fromkeys(PLANES, address)
 
 
-def serve_forever(loaded: Prepared, service: Service, on_start: Callable[[], None]) -> None:
+def serve_forever(loaded: Prepared, service: Service, on_start: Callable[[list[Address]], None]) -> None:
     """Until a signal; see ``server.serve``. Raises InputError."""
     asyncio.run(_serve(loaded, service, on_start))
 
 
-async def _serve(loaded: Prepared, service: Service, on_start: Callable[[], None]) -> None:
+async def _serve(loaded: Prepared, service: Service, on_start: Callable[[list[Address]], None]) -> None:
     engine = loaded.start()
     try:
         for name, folder in service.adapters.items():
@@ -60,10 +62,12 @@ async def _serve(loaded: Prepared, service: Service, on_start: Callable[[], None
             loaded.tokenizer,
             service.name,
             loaded.defaults,
-            service.max_queue,
-            service.max_input,
-            service.truncate,
-            service.max_new,
+            max_queue=service.max_queue,
+            max_input=service.max_input,
+            truncate=service.truncate,
+            max_new=service.max_new,
+            max_choices=service.max_choices,
+            tell_times=service.tell_times,
         )
 
         def stop_taking() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,13 +60,15 @@ def bind(address: Address) -> socket.socket:
     return listener
 
 
-async def serve(apps: list[tuple[Any, Address]], on_signal: Callable[[], None], on_start: Callable[[], None]) -> None:
+async def serve(
+    apps: list[tuple[Any, Address]], on_signal: Callable[[], None], on_start: Callable[[list[Address]], None]
+) -> None:
     """Returns when every connection is done after SIGTERM or SIGINT; at once after the second one.
 
     Args:
         apps: ASGI applications and their addresses.
         on_signal: called at the first signal, before anything is closed.
-        on_start: called when all listen.
+        on_start: called when all listen, with their addresses; a port of 0 has become one that was free.
 
     Raises:
         InputError: an address cannot be had, or the certificate cannot be read.
@@ -91,7 +93,8 @@ async def serve(apps: list[tuple[Any, Address]], on_signal: Callable[[], None], 
                 break
             await asyncio.sleep(0.01)
         else:
-            on_start()
+            ports = [listener.getsockname()[1] for listener in listeners]
+            on_start([replace(address, port=port) for (_, address), port in zip(apps, ports, strict=True)])
         await asyncio.gather(*tasks)
     finally:
         for listener in listeners:

@@ -212,8 +212,10 @@ def start(arguments: dict[str, Any], devices: Sequence[int], tokenizer: Any, end
     """
     from ascend_m1_vllm.refusal import StartError
 
-    if devices:
-        os.environ.setdefault("ASCEND_RT_VISIBLE_DEVICES", ",".join(map(str, devices)))
+    if devices:  # counted among the visible ones, as CANN does
+        visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else list(map(str, range(max(devices) + 1)))
+        os.environ["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(names[device] for device in devices)
     recorder = Recorder()
     try:
         arguments = {"scheduling_policy": "priority", "disable_log_stats": False, **arguments}

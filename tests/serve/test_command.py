@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -35,12 +36,8 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def started(*options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """The process, its address, and the lines that it has written since."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        command("--port", str(port), *options), env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    """The process, on a free port, its address, and the lines that it has written since."""
+    process = subprocess.Popen(command("--port", "0", *options), env=environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         for line in process.stderr:
@@ -48,10 +45,11 @@ def started(*options: str) -> Iterator[tuple[subprocess.Popen[str], str, list[st
                 break
         else:
             raise AssertionError("it ended before it was ready")
-        assert line == f"ascend-m1: m1-icd10 at http://127.0.0.1:{port}\n"
+        found = re.fullmatch(r"ascend-m1: m1-icd10 at (http://127\.0\.0\.1:[1-9]\d*)\n", line)
+        assert found
         lines: list[str] = []
         threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True).start()
-        yield process, f"http://127.0.0.1:{port}", lines
+        yield process, found[1], lines
     finally:
         process.kill()
         process.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -29,6 +28,7 @@ REASONS: dict[Reason, str] = {
     "length": "length",
     "abort": "abort",
 }
+PLATFORM = "MindIE Server"  # clients compare it
 DEFAULT_NEW_TOKENS = 20  # where a family calls them max_new_tokens
 Handler = Callable[..., Awaitable[Response]]
 
@@ -143,12 +143,6 @@ def reader(settings: MindieSettings, seconds: float | None) -> Callable[[Answer]
             yield piece
 
     return read
-
-
-def milliseconds(answer: Answer) -> list[float]:
-    """Time of each token, the first one's from the request on."""
-    times = [answer.times.submitted, *answer.times.tokens]
-    return [round((after - before) * 1000, 3) for before, after in itertools.pairwise(times)]
 
 
 async def finished(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -25,7 +26,6 @@ from .mindie_common import (
     as_mindie_error,
     finished,
     guarded,
-    milliseconds,
     reader,
     sampling_of,
 )
@@ -41,7 +41,7 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
     async def infer(request: Request) -> Response:
         content = await read_object(request)
         _one_input(content)
-        return await run(request, front, settings, content, front.text_ids(form.text("inputs", content)))
+        return await run(request, front, settings, content, await front.text_ids(form.text("inputs", content)))
 
     @router.post("/infer_token")
     @guarded
@@ -55,12 +55,11 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
     @guarded
     async def tokenizer(request: Request) -> Response:
         content = await read_object(request)
-        ids = front.text_ids(form.text("inputs", content))
+        ids = await front.text_ids(form.text("inputs", content))
         wanted = content.get("do_decode")
         decode = True if wanted is None else form.value("do_decode", wanted, form.Parameter("boolean"))
-        detokenizer = Detokenizer(front.tokenizer, skip_special_tokens=False)
-        pieces = [detokenizer.add([i]) for i in ids] + [detokenizer.finish()] if decode else []
-        return answered({"token_number": len(ids), "tokens": [piece for piece in pieces if piece]})
+        tokens = await asyncio.to_thread(pieces_of, front.tokenizer, ids) if decode else []
+        return answered({"token_number": len(ids), "tokens": tokens})
 
     @router.get("/dresult")
     @guarded
@@ -68,6 +67,13 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
         raise MindieError(400, "Bad Request", "prefill and decode run on one server here: there is nothing to fetch")
 
     return router
+
+
+def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token; those of one character together."""
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False)
+    pieces = [detokenizer.add([index]) for index in ids] + [detokenizer.finish()]
+    return [piece for piece in pieces if piece]
 
 
 def _one_input(content: Mapping[str, Any]) -> None:
@@ -116,7 +122,7 @@ async def infer_events(
     first = True
     try:
         async for piece in read(answer):
-            taken = milliseconds(answer)[-1] if answer.times.tokens else None
+            taken = answer.times.milliseconds()[-1] if answer.times.tokens else None
             found: dict[str, Any] = {
                 "prefill_time": taken if first else None,
                 "decode_time": None if first else taken,

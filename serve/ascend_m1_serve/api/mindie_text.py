@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,7 +10,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from ascend_m1.errors import InputError
 
-from ..answer import Answer
+from ..answer import Answer, Piece
 from ..front import Front
 from ..mindie import requests as form
 from . import sse
@@ -64,11 +64,7 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
 async def vllm(request: Request, front: Front, settings: MindieSettings, content: Mapping[str, Any]) -> Response:
     """Of vLLM 0.2.6: {"text": ["prompt text"]}, or events that end with NUL."""
     prompt, values = form.text("prompt", content), form.values(content, form.VLLM)
-    count = values.get("n", 1)
-    if values.get("best_of", count) != count:
-        raise InputError(f"best_of must be equal to n, which is {count}.")
-    if count > 1 and values.get("temperature", 1.0) == 0:
-        raise InputError("n must be 1 where temperature is 0.")
+    count, candidates = candidates_of(values)
     model = values.get("model", "None")
     tokens = content.get("stop_token_ids") or []
     sampling = sampling_of(
@@ -79,12 +75,13 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
         frequency_penalty=values.get("frequency_penalty", 0.0),
         stop_token_ids=frozenset(form.token_ids("stop_token_ids", tokens, front.engine.limits.vocab_size)),
         ignore_eos=values.get("ignore_eos", False),
+        logprobs=0 if candidates > count else None,
     )
     answers = front.submit(
-        front.text_ids(prompt),
+        await front.text_ids(prompt),
         sampling,
         adapter=None if model == "None" else front.adapter(model),
-        count=count,
+        count=candidates,
         stop=form.stops(content.get("stop")),
         include_stop=values.get("include_stop_str_in_output", False),
         skip_special_tokens=values.get("skip_special_tokens", True),
@@ -92,10 +89,33 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
     read = reader(settings, None)
     if values.get("stream", False):
         return StreamingResponse(vllm_events(request, front, settings, answers, read), media_type="application/json")
-    done = await finished(request, front, answers, read)
+    pieces = await sse.whole(request, front, answers, read)
     note_usage(request, answers)
-    texts = [form.joined([prompt, answer.text]) for answer in answers]
-    return answered({"text": texts}) if done else Response(status_code=499)
+    if pieces is None:
+        return Response(status_code=499)
+    if candidates > count:
+        answers = likeliest(answers, pieces)[:count]
+    return answered({"text": [form.joined([prompt, answer.text]) for answer in answers]})
+
+
+def candidates_of(values: Mapping[str, Any]) -> tuple[int, int]:
+    """n, and best_of: how many are generated for the n to be chosen from. Raises InputError."""
+    count = values.get("n", 1)
+    candidates = values.get("best_of", count)
+    if candidates < count:
+        raise InputError(f"best_of must not be less than n, which is {count}.")
+    if candidates > count and values.get("stream"):
+        raise InputError(f"best_of must be equal to n, which is {count}, in a stream.")
+    if candidates > 1 and values.get("temperature", 1.0) == 0:
+        raise InputError("n and best_of must be 1 where temperature is 0.")
+    return count, candidates
+
+
+def likeliest(answers: Sequence[Answer], pieces: Sequence[Sequence[Piece]]) -> list[Answer]:
+    """By the sum of their tokens' log-probabilities, which the model gives before any option of sampling."""
+    sums = [sum(chosen.logprob for piece in own for chosen, *_ in piece.logprobs) for own in pieces]
+    order = sorted(range(len(answers)), key=lambda index: -sums[index])
+    return [answers[index] for index in order]
 
 
 async def vllm_events(
@@ -127,7 +147,7 @@ async def tgi(
     values = form.values(form.parameters(content), form.TGI)
     if stream and values.get("decoder_input_details"):
         raise InputError("decoder_input_details must be false when streaming.")
-    ids = front.text_ids(prompt)
+    ids = await front.text_ids(prompt)
     cut = values.get("truncate", 0)
     ids = ids[-cut:] if cut else ids
     adapter = values.get("adapter_id", "None")

@@ -19,6 +19,7 @@ from . import sse
 from .bodies import read_object
 from .mindie_common import (
     DEFAULT_NEW_TOKENS,
+    PLATFORM,
     REASONS,
     MindieError,
     MindieSettings,
@@ -26,13 +27,10 @@ from .mindie_common import (
     as_mindie_error,
     finished,
     guarded,
-    milliseconds,
     reader,
     sampling_of,
 )
 from .openai_common import note_usage
-
-PLATFORM = "MindIE Server"  # clients compare it
 
 
 def routes(front: Front, settings: MindieSettings) -> APIRouter:
@@ -196,7 +194,7 @@ async def text(
     """Text in, text out."""
     adapter_of(front, model)
     content = await read_object(request)
-    ids = front.text_ids(form.text("text_input", content))
+    ids = await front.text_ids(form.text("text_input", content))
     answer, values, identity, _ = submitted(front, model, content, form.parameters(content), ids)
     if stream:
         events = text_events(request, front, settings, model, answer, values, identity, running)
@@ -212,10 +210,12 @@ async def text(
             "first_token_cost": None,
             "decode_cost": None,
             "batch_size": [front.engine.stats().last_batch] * len(answer.tokens),
-            "queue_wait_time": [int(answer.queued * 1e6)] + [0] * (len(answer.tokens) - 1),
+            "queue_wait_time": [int(answer.queued * 1e6) if index == 0 else 0 for index in range(len(answer.tokens))],
         }
         if values.get("perf_stat"):
-            found["details"]["perf_stat"] = list(map(list, zip(answer.tokens, milliseconds(answer), strict=False)))
+            found["details"]["perf_stat"] = list(
+                map(list, zip(answer.tokens, answer.times.milliseconds(), strict=False))
+            )
     return answered(found)
 
 
@@ -253,7 +253,7 @@ async def text_events(
                 }
                 if piece.reason is not None:
                     found["details"]["finish_reason"] = REASONS[piece.reason]
-            taken = milliseconds(answer)[-1] if answer.times.tokens else None
+            taken = answer.times.milliseconds()[-1] if answer.times.tokens else None
             found |= {"prefill_time": taken if first else None, "decode_time": None if first else taken}
             first = False
             yield b"data:" + sse.dump(found) + b"\n\n"

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from ..front import Front
+from .mindie_common import PLATFORM
 
 
 def routes(front: Front) -> APIRouter:
@@ -39,7 +40,7 @@ def describe(front: Front, name: str) -> dict[str, Any]:
         "id": name,
         "object": "model",
         "created": front.created,
-        "owned_by": "ascend-m1",
+        "owned_by": PLATFORM,
         "root": front.name,
         "parent": None if name == front.name else front.name,
         "max_model_len": front.engine.limits.max_length,

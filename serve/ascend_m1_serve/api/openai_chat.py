@@ -32,7 +32,7 @@ def routes(front: Front) -> APIRouter:
         asked = await read(request, ChatRequest)
         model = front.name if asked.model is None else asked.model
         adapter = front.adapter(model)
-        ids = prompt_ids(front, asked)
+        ids = await prompt_ids(front, asked)
         top = asked.top_logprobs or 0
         if top and not asked.logprobs:
             raise InputError("top_logprobs: set logprobs to true with it")
@@ -48,12 +48,14 @@ def routes(front: Front) -> APIRouter:
             return Response(status_code=499)
         choices = [choice(front, index, answers[index], pieces[index], asked) for index in range(len(answers))]
         content = head("chat.completion", "chatcmpl", model) | {"choices": choices, "usage": usage(answers, asked.n)}
+        if front.tell_times:
+            content |= times(answers[0])
         return Response(sse.dump(content), media_type="application/json")
 
     return router
 
 
-def prompt_ids(front: Front, asked: ChatRequest) -> list[int]:
+async def prompt_ids(front: Front, asked: ChatRequest) -> list[int]:
     """The conversation as tokens. Raises InputError, TokenizerError."""
     messages = [message.for_template() for message in asked.messages]
     if asked.tool_choice not in (None, "auto", "none"):
@@ -64,7 +66,7 @@ def prompt_ids(front: Front, asked: ChatRequest) -> list[int]:
         raise InputError(f"chat_template_kwargs: {min(reserved)} is set by the server: leave it out")
     if asked.tools and asked.tool_choice != "none":
         template["tools"] = asked.tools
-    return front.chat_ids(messages, **template)
+    return await front.chat_ids(messages, **template)
 
 
 def choice(front: Front, index: int, answer: Answer, pieces: Sequence[Piece], asked: ChatRequest) -> dict[str, Any]:
@@ -77,6 +79,12 @@ def choice(front: Front, index: int, answer: Answer, pieces: Sequence[Piece], as
         "finish_reason": REASONS[reason],
         "stop_reason": answer.stop,
     }
+
+
+def times(answer: Answer) -> dict[str, Any]:
+    """Milliseconds to the first token, and of each one after it, as MindIE's benchmark reads them."""
+    taken = answer.times.milliseconds()
+    return {"prefill_time": taken[0] if taken else None, "decode_time_arr": taken[1:]}
 
 
 async def stream(

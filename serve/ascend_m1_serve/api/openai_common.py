@@ -29,7 +29,7 @@ def sampling_of(front: Front, request: Common, max_tokens: int | None, logprobs:
     sampling = front.sampling(
         request.asked(),
         **({} if max_tokens is None else {"max_tokens": max_tokens}),
-        grammar=request.grammar(),
+        grammar=request.grammar_of_answer(),
         logit_bias=request.biases(vocab_size),
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,

@@ -34,7 +34,7 @@ def routes(front: Front) -> APIRouter:
         model = front.name if asked.model is None else asked.model
         adapter = front.adapter(model)
         check(asked)
-        prompts = [front.text_ids(p) if isinstance(p, str) else p for p in prompts_of(asked)]
+        prompts = [await front.text_ids(p) if isinstance(p, str) else p for p in prompts_of(asked)]
         sampling = sampling_of(front, asked, asked.max_tokens or DEFAULT_TOKENS, asked.logprobs)
         answers: list[Answer] = []
         try:
@@ -101,7 +101,7 @@ def choice(
     return {
         "index": index,
         "text": before + answer.text,
-        "logprobs": logprobs(front, asked, pieces, 0),
+        "logprobs": logprobs(front, asked, pieces),
         "finish_reason": REASONS[answer.reason or "abort"],
         "stop_reason": answer.stop,
     }
@@ -121,16 +121,13 @@ async def stream(
         part = {"index": index, "text": text, "logprobs": probabilities, "finish_reason": reason}
         return sse.event(first | {"choices": [part]})
 
-    offsets = [0] * len(answers)
     try:
         for index in range(len(answers) if echoes else 0):
             yield chunk(index, echoes[index // asked.n])
         async for index, piece in sse.merged(answers):
             reason = None if piece.reason is None else REASONS[piece.reason]
             if piece.text or piece.logprobs or reason:
-                probabilities = logprobs(front, asked, [piece], offsets[index])
-                yield chunk(index, piece.text, reason, probabilities)
-            offsets[index] += len(piece.text)
+                yield chunk(index, piece.text, reason, logprobs(front, asked, [piece]))
         if asked.stream_options is not None and asked.stream_options.include_usage:
             yield sse.event(first | {"choices": [], "usage": usage(answers, asked.n)})
         yield sse.DONE
@@ -141,18 +138,16 @@ async def stream(
         front.close(answers)
 
 
-def logprobs(front: Front, asked: CompletionRequest, pieces: Sequence[Piece], offset: int) -> dict[str, Any] | None:
-    """Columns over the tokens, from ``offset`` characters of the answer on; a token's offset is where its text appears,
-    so that the bytes of one character share it."""
+def logprobs(front: Front, asked: CompletionRequest, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    """Columns over the tokens."""
     if asked.logprobs is None:
         return None
     columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for piece in pieces:
-        for chosen, *others in piece.logprobs:
+        for offset, (chosen, *others) in zip(piece.offsets, piece.logprobs, strict=True):
             text = token_text(front.tokenizer, chosen.token)[0]
             shown = (chosen, *others[: asked.logprobs])
             likeliest = {token_text(front.tokenizer, other.token)[0]: other.logprob for other in shown}
             for name, value in zip(columns, (text, chosen.logprob, likeliest, offset), strict=True):
                 columns[name].append(value)
-        offset += len(piece.text)
     return columns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ascend_m1.errors import InputError
 
 from ..front import Asked, check_unicode
-from ..protocol import Grammar
+from .openai_structured import Structured
 
-MOST_STOPS, MOST_CHOICES = 16, 128
+MOST_STOPS = 16
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -24,37 +23,11 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class JsonSchema(BaseModel):
-    """Of ``response_format``."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    name: str | None = None
-    definition: dict[str, Any] | None = Field(None, alias="schema")
-
-
-class ResponseFormat(BaseModel):
-    """What the answer must look like."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
-class StructuredOutputs(BaseModel):
-    """vLLM's; at most one of them."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    definition: dict[str, Any] | str | None = Field(None, alias="json")
-    regex: str | None = None
-    grammar: str | None = None
-
-
-class Common(BaseModel):
+class Common(Structured):
     """Fields of both kinds of request."""
 
     model: str | None = None
-    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    n: int = Field(1, ge=1, lt=2**31)
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -73,8 +46,6 @@ class Common(BaseModel):
     skip_special_tokens: bool = True
     ignore_eos: bool = False
     priority: int = Field(5, ge=1, le=5)
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
 
     def asked(self) -> Asked:
         """What is said about sampling; a top_k of -1 is all, as 0 is."""
@@ -101,37 +72,6 @@ class Common(BaseModel):
             if not token.isascii() or not token.isdigit() or int(token) >= vocab_size:
                 raise InputError(f"logit_bias: key {token[:40]!r}: give token ids below {vocab_size}")
         return {int(token): bias for token, bias in self.logit_bias.items()}
-
-    def grammar(self) -> Grammar | None:
-        """Raises InputError if it is said twice, or half."""
-        asked = [grammar for grammar in (self._format(), self._structured()) if grammar is not None]
-        if len(asked) > 1:
-            raise InputError("response_format and structured_outputs: give one of them")
-        for grammar in asked:
-            check_unicode(grammar.text)
-        return asked[0] if asked else None
-
-    def _format(self) -> Grammar | None:
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
-            return None
-        if wanted.type == "json_object":
-            return Grammar("json_object")
-        if wanted.json_schema is None or wanted.json_schema.definition is None:
-            raise InputError("response_format.json_schema.schema: give the schema of the answer")
-        return Grammar("json_schema", json.dumps(wanted.json_schema.definition))
-
-    def _structured(self) -> Grammar | None:
-        wanted = self.structured_outputs
-        if wanted is None:
-            return None
-        definition = wanted.definition
-        text = json.dumps(definition) if isinstance(definition, dict) else definition
-        known = {"json_schema": text, "regex": wanted.regex, "grammar": wanted.grammar}
-        given = [Grammar(kind, text) for kind, text in known.items() if text is not None]  # type: ignore[arg-type]
-        if len(given) != 1:
-            raise InputError("structured_outputs: give one of json, regex and grammar")
-        return given[0]
 
 
 class TextPart(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,8 @@ def _fits(value: object, field: Field) -> bool:
         return False
     if field.choices is not None:
         return value in field.choices
+    if field.pattern is not None:
+        return re.fullmatch(field.pattern[0], str(value)) is not None
     size = len(value) if isinstance(value, str) else value
     if not isinstance(size, int) or isinstance(size, bool):
         return True
@@ -66,6 +69,8 @@ def _fits(value: object, field: Field) -> bool:
 def _wanted(field: Field) -> str:
     if field.choices is not None:
         return f"give {' or '.join(repr(choice) for choice in field.choices)}"
+    if field.pattern is not None:
+        return f"give {field.pattern[1]}"
     kinds = field.kind if isinstance(field.kind, tuple) else (field.kind,)
     what = " or ".join(_KINDS[kind] for kind in kinds)
     if field.low is None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from ascend_m1.errors import ConfigError
 
+from ..front import MOST_CHOICES
 from ..server import Address
 from . import fields
 from .checks import Findings, check_block
+from .contradictions import check_backend, check_certificates, check_server
 from .environment import Environment
 
 _LARGEST = 10 * 2**20
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _BLOCKS = (
     ("ServerConfig", fields.SERVER),
     ("BackendConfig", fields.BACKEND),
@@ -48,7 +47,7 @@ class MindieConfig:
         devices: NPUs of the model. adapters: PEFT folders by name. max_adapters: None: as many as these.
         max_length, max_input: tokens of a sequence and of a prompt. truncate: -1 keeps a long prompt's beginning, 1 its
             end, 0 refuses it.
-        max_new: tokens of an answer. max_sequences: at the same time.
+        max_new: tokens of an answer. max_sequences: at the same time. max_choices: answers to a prompt.
         token_timeout, whole_timeout: seconds between tokens, and of a request. max_body: bytes.
         full_text: events repeat the answer so far.
         idle: keys that are set and have no effect here.
@@ -67,6 +66,7 @@ class MindieConfig:
     truncate: int
     max_new: int
     max_sequences: int
+    max_choices: int
     max_links: int
     token_timeout: int
     whole_timeout: int
@@ -98,12 +98,20 @@ def read_config(path: Path, environment: Environment) -> MindieConfig:
     deploy = check_block(f"{where}ModelDeployConfig.", backend.get("ModelDeployConfig") or {}, fields.DEPLOY, found)
     schedule = check_block(f"{where}ScheduleConfig.", backend.get("ScheduleConfig") or {}, fields.SCHEDULE, found)
     model = _only_model(deploy["ModelConfig"], f"{where}ModelDeployConfig.ModelConfig", found)
-    if not found.problems:  # what contradicts what can be said only of values that are right by themselves
-        _check_server(blocks["ServerConfig"], environment, found)
-        _check_backend(backend, deploy, schedule, model, found)
+    server = blocks["ServerConfig"]
+    check_block("ServerConfig.HealthCheckConfig.", server.get("HealthCheckConfig") or {}, fields.HEALTH, found)
+    if found.problems:  # what contradicts what can be said only of values that are right by themselves
+        raise MindieConfigError(path, found.problems)
+    root, planes = path.resolve().parent.parent, _planes(server, environment)  # of {installation}/conf/config.json
+    check_server(server, environment, found)
+    if server["httpsEnabled"]:
+        check_certificates(root, server, dict.fromkeys(prefix for _, _, prefix in planes), found)
+    check_backend(backend, deploy, schedule, model, environment.visible_devices, found)
     if found.problems:
         raise MindieConfigError(path, found.problems)
-    return _reduced(path, environment, blocks["ServerConfig"], backend, deploy, schedule, model, found)
+    return _reduced(
+        [_address(root, server, *plane) for plane in planes], server, backend, deploy, schedule, model, found
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -129,104 +137,25 @@ def _only_model(models: Any, path: str, found: Findings) -> dict[str, Any]:
     return check_block(f"{path}[0].", models[0], fields.MODEL, found)
 
 
-def _check_server(server: Mapping[str, Any], environment: Environment, found: Findings) -> None:
-    for name, variable, given in (
-        ("ipAddress", "MIES_CONTAINER_IP", environment.service_ip),
-        ("managementIpAddress", "MIES_CONTAINER_MANAGEMENT_IP", environment.management_ip),
-    ):
-        value = given or server[name]
-        if value is None:
-            continue
-        try:
-            unspecified = ip_address(value).is_unspecified
-        except ValueError:
-            source = f"environment variable {variable}" if given else f"ServerConfig.{name}"
-            found.wrong(source, value, "give an IPv4 or IPv6 address")
-            continue
-        if unspecified and not server["allowAllZeroIpListening"]:
-            found.wrong(f"ServerConfig.{name}", value, "set allowAllZeroIpListening to true to listen everywhere")
-    if server["inferMode"] == "dmi" or server["distDPServerEnabled"]:
-        found.problems.append("ServerConfig.inferMode: prefill and decode on separate servers are not served here: "
-                              "set inferMode to 'standard' and distDPServerEnabled to false")  # fmt: skip
+def _planes(server: Mapping[str, Any], environment: Environment) -> list[tuple[str, int, str]]:
+    """Host, port, and what the fields of its certificate begin with: of the service, management and metrics planes."""
+    host = environment.service_ip or server["ipAddress"]
+    inner = environment.management_ip or server["managementIpAddress"]
+    return [
+        (host, server["port"], "tls"),
+        (inner, server["managementPort"], "tls" if inner == host else "managementTls"),
+        (inner, server["metricsPort"], "tls" if inner == host else "metricsTls"),
+    ]
 
 
-def _check_backend(
-    backend: Mapping[str, Any],
-    deploy: Mapping[str, Any],
-    schedule: Mapping[str, Any],
-    model: Mapping[str, Any],
-    found: Findings,
-) -> None:
-    _check_devices(backend, model, found)
-    where = "BackendConfig.ModelDeployConfig."
-    if not _NAME.fullmatch(model["modelName"]):
-        found.wrong(f"{where}ModelConfig[0].modelName", model["modelName"], "letters, digits, . _ - and neither of the "
-                    "last three at an end")  # fmt: skip
-    if model["modelInstanceType"] == "StandardMock":
-        found.wrong(f"{where}ModelConfig[0].modelInstanceType", "StandardMock", "this server has no pretended model: "
-                    "give 'Standard', and the folder of m1-icd10 for a small one")  # fmt: skip
-    if model["npuMemSize"] == 0:
-        found.wrong(f"{where}ModelConfig[0].npuMemSize", 0, "give -1 (as much as there is) or gigabytes from 1 on")
-    if model["cpuMemSize"] == 0 and schedule["maxPreemptCount"] > 0:
-        found.wrong(f"{where}ModelConfig[0].cpuMemSize", 0, "needs maxPreemptCount=0: nothing can be swapped out")
-    schedule_path = "BackendConfig.ScheduleConfig."
-    if schedule["cacheBlockSize"] % 16 and schedule["cacheBlockSize"] != 1:
-        found.wrong(f"{schedule_path}cacheBlockSize", schedule["cacheBlockSize"], "give a multiple of 16")
-    for name, most, of in (
-        ("maxPrefillBatchSize", schedule["maxBatchSize"], "maxBatchSize"),
-        ("maxPreemptCount", schedule["maxBatchSize"], "maxBatchSize"),
-        ("maxIterTimes", deploy["maxSeqLen"], "maxSeqLen"),
-    ):
-        if schedule[name] > most:
-            found.wrong(f"{schedule_path}{name}", schedule[name], f"is more than {of}={most}: lower it")
-    if schedule["maxPrefillTokens"] < deploy["maxInputTokenLen"]:
-        found.wrong(f"{schedule_path}maxPrefillTokens", schedule["maxPrefillTokens"], "is less than maxInputTokenLen="
-                    f"{deploy['maxInputTokenLen']}: raise it")  # fmt: skip
-    if deploy["maxInputTokenLen"] > deploy["maxSeqLen"]:
-        found.wrong(f"{where}maxInputTokenLen", deploy["maxInputTokenLen"], f"is more than maxSeqLen="
-                    f"{deploy['maxSeqLen']}: lower it")  # fmt: skip
-    _check_adapters(deploy, model["modelName"], found)
-
-
-def _check_adapters(deploy: Mapping[str, Any], model: str, found: Findings) -> None:
-    path, modules, names = "BackendConfig.ModelDeployConfig.LoraModules", deploy["LoraModules"], set()
-    for index, entry in enumerate(modules):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "path")):
-            found.problems.append(f"{path}[{index}]: give an object with name, path and baseModelName")
-            continue
-        if entry["name"] in names or entry["name"] == model:
-            found.wrong(f"{path}[{index}].name", entry["name"], "is taken: give each adapter a name of its own")
-        names.add(entry["name"])
-        if entry.get("baseModelName", model) != model:
-            found.wrong(f"{path}[{index}].baseModelName", entry["baseModelName"], f"give modelName, {model!r}")
-    most = deploy["maxLoras"]
-    if most is not None and len(modules) > most:
-        found.wrong("BackendConfig.ModelDeployConfig.maxLoras", most, f"LoraModules has {len(modules)}: raise it")
-
-
-def _check_devices(backend: Mapping[str, Any], model: Mapping[str, Any], found: Findings) -> None:
-    path, groups = "BackendConfig.npuDeviceIds", backend["npuDeviceIds"]
-    ids = [number for group in groups if isinstance(group, list) for number in group]
-    if not all(isinstance(group, list) for group in groups) or not all(type(i) is int and i >= 0 for i in ids):
-        found.wrong(path, groups, "give a list with a list of device numbers for each instance")
-        return
-    if len(set(ids)) != len(ids):
-        found.wrong(path, groups, "name a device once")
-    if backend["modelInstanceNumber"] != len(groups):
-        found.wrong("BackendConfig.modelInstanceNumber", backend["modelInstanceNumber"], f"npuDeviceIds has "
-                    f"{len(groups)} lists: give as many")  # fmt: skip
-    elif len(groups) != 1:
-        found.wrong("BackendConfig.modelInstanceNumber", len(groups), "this server runs one: start one server for each")
-    if backend["multiNodesInferEnabled"]:
-        found.wrong("BackendConfig.multiNodesInferEnabled", True, "one node: use vLLM for several, see docs/vllm.md")
-    if groups and model["worldSize"] != len(groups[0]):
-        found.wrong("BackendConfig.ModelDeployConfig.ModelConfig[0].worldSize", model["worldSize"], f"npuDeviceIds "
-                    f"names {len(groups[0])} devices: give as many")  # fmt: skip
+def _address(root: Path, server: Mapping[str, Any], host: str, port: int, prefix: str) -> Address:
+    if not server["httpsEnabled"]:
+        return Address(host, port)
+    return Address(host, port, root / server[f"{prefix}Cert"], root / server[f"{prefix}Pk"])
 
 
 def _reduced(
-    path: Path,
-    environment: Environment,
+    planes: Sequence[Address],
     server: Mapping[str, Any],
     backend: Mapping[str, Any],
     deploy: Mapping[str, Any],
@@ -234,19 +163,11 @@ def _reduced(
     model: Mapping[str, Any],
     found: Findings,
 ) -> MindieConfig:
-    host = environment.service_ip or server["ipAddress"]
-    inner = environment.management_ip or server["managementIpAddress"] or host
-    root = path.resolve().parent.parent  # of {installation}/conf/config.json
-
-    def address(host: str, port: int, plane: str) -> Address:
-        if not server["httpsEnabled"]:
-            return Address(host, port)
-        return Address(host, port, root / server[f"{plane}Cert"], root / server[f"{plane}Pk"])
-
+    service, management, metrics = planes
     return MindieConfig(
-        service=address(host, server["port"], "tls"),
-        management=address(inner, server["managementPort"], "tls" if inner == host else "managementTls"),
-        metrics=address(inner, server["metricsPort"], "tls" if inner == host else "metricsTls"),
+        service=service,
+        management=management,
+        metrics=metrics,
         model=Path(model["modelWeightPath"]),
         name=model["modelName"],
         devices=tuple(backend["npuDeviceIds"][0]),
@@ -257,6 +178,7 @@ def _reduced(
         truncate=_truncate(deploy["truncation"]),
         max_new=schedule["maxIterTimes"],
         max_sequences=schedule["maxBatchSize"],
+        max_choices=schedule["maxN"] or MOST_CHOICES,
         max_links=server["maxLinkNum"],
         token_timeout=server["tokenTimeout"],
         whole_timeout=server["e2eTimeout"],

@@ -20,7 +20,7 @@ class Field:
         kind: what JSON must hold.
         default: if the key is missing; ``required`` ones must be there.
         low, high: of a number, both included; of a text, its length.
-        choices: the only values. used: this server acts on it.
+        choices: the only values. pattern: of a text, whole, and what that is in words. used: this server acts on it.
     """
 
     kind: type | tuple[type, ...]
@@ -29,6 +29,7 @@ class Field:
     low: int | None = None
     high: int | None = None
     choices: tuple[Any, ...] | None = None
+    pattern: tuple[str, str] | None = None
     used: bool = True
 
 
@@ -46,7 +47,7 @@ _PATH: dict[str, Any] = {"low": 1, "high": 4096}
 
 SERVER = {
     "ipAddress": Field(str, "127.0.0.1", required=True),
-    "managementIpAddress": Field(str, None),
+    "managementIpAddress": Field(str, "127.0.0.2"),
     "port": Field(int, 1025, required=True, **_PORT),
     "managementPort": Field(int, 1026, **_PORT),
     "metricsPort": Field(int, 1027, required=True, **_PORT),
@@ -66,7 +67,7 @@ SERVER = {
     "e2eTimeout": _number(600, 1, 65535, required=False),
     "maxRequestLength": _number(40, 1, 100, required=False),
     "distDPServerEnabled": Field(bool, False),
-    "HealthCheckConfig": Field(dict, used=False),
+    "HealthCheckConfig": Field(dict, {}),
     "interCommTLSEnabled": Field(bool, True, used=False),
     "interCommPort": Field(int, 1121, used=False, **_PORT),
 } | _idle(
@@ -117,7 +118,7 @@ MODEL = {
     "modelWeightPath": Field(str, required=True, **_PATH),
     "worldSize": _number(4, 1, 1024),
     "cpuMemSize": _number(5, 0, MOST),
-    "npuMemSize": _number(-1, -1, MOST),
+    "npuMemSize": _number(-1, -1, MOST, used=False),
     "backendType": Field(str, "atb", required=True, choices=("atb", "torch", "ms"), used=False),
     "trustRemoteCode": Field(bool, False, used=False),
     "plugin_params": Field((str, dict), used=False),
@@ -130,7 +131,7 @@ MODEL = {
 SCHEDULE = {
     "templateType": Field(str, "Standard", required=True, choices=("Standard", "Mix"), used=False),
     "templateName": Field(str, "Standard_LLM", required=True, choices=("Standard_LLM",), used=False),
-    "cacheBlockSize": _number(128, 1, 128, used=False),
+    "cacheBlockSize": _number(128, 16, 128, used=False),
     "maxPrefillBatchSize": _number(50, 0, MOST, used=False),  # 0: as maxBatchSize
     "maxPrefillTokens": _number(8192, 1, 4194304),
     "prefillTimeMsPerReq": _number(150, 0, 1000, used=False),
@@ -143,14 +144,22 @@ SCHEDULE = {
     "supportSelectBatch": Field(bool, False, required=True, used=False),
     "maxQueueDelayMicroseconds": _number(5000, 500, 1000000, used=False),
     "maxFirstTokenWaitTime": _number(2500, 0, 3600000, required=False, used=False),
-    "maxN": _number(128, 1, 8192, required=False, used=False),
+    "maxN": Field(int, None, low=1, high=8192),  # 128, or fewer with a smaller maxBatchSize
 }
 
-LOG = _idle(
-    (str, int),
-    *("logLevel", "logFileSize", "logFileNum", "logPath"),
-    *("dynamicLogLevel", "dynamicLogLevelValidHours", "dynamicLogLevelValidTime"),
-)
+HEALTH = {"npuUsageThreshold": _number(0, 0, 100, required=False, used=False)}
+
+_LEVEL = ("(?i)(verbose|debug|info|warn|warning|error|critical|null|none)?", "a level such as 'info', or ''")
+_TIME = (r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)?", "a time as '2025-12-31 23:59:59', or ''")
+LOG = {
+    "logLevel": Field(str, pattern=_LEVEL, used=False),
+    "logFileSize": Field(int, low=0, high=500, used=False),
+    "logFileNum": Field(int, low=0, high=64, used=False),
+    "logPath": Field(str, used=False, **_PATH),
+    "dynamicLogLevel": Field(str, pattern=_LEVEL, used=False),
+    "dynamicLogLevelValidHours": Field(int, low=1, high=168, used=False),
+    "dynamicLogLevelValidTime": Field(str, pattern=_TIME, used=False),
+}
 
 TOP = {
     "Version": Field(str, "1.0.0", required=True, choices=("1.0.0",), used=False),

@@ -91,8 +91,8 @@ VLLM: Family = {
     "skip_special_tokens": _FLAG,
     "ignore_eos": _FLAG,
     "stream": _FLAG,
-    "n": Parameter("integer", 1, 128),
-    "best_of": Parameter("integer", 1, 128),
+    "n": Parameter("integer", 1, _MOST),
+    "best_of": Parameter("integer", 1, _MOST),
     "model": Parameter("string"),
 }
 TRITON_ID = Parameter("string", pattern=r"[A-Za-z0-9_-]{1,256}")

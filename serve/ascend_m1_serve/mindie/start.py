@@ -24,7 +24,7 @@ def configured(file: str, environment: Environment) -> tuple[MindieConfig, Path]
     return read_config(path, environment), path
 
 
-def wanted_engine(config: MindieConfig, path: Path, several: bool) -> Wanted:
+def wanted_engine(config: MindieConfig, path: Path, environment: Environment, several: bool) -> Wanted:
     """Raises ConfigError if it needs more than one device and the engine does not run on ``several``."""
     if len(config.devices) > 1 and not several:
         raise ConfigError(
@@ -43,6 +43,7 @@ def wanted_engine(config: MindieConfig, path: Path, several: bool) -> Wanted:
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         devices=config.devices,
+        memory_fraction=environment.memory_fraction,
     )
 
 
@@ -58,6 +59,8 @@ def wanted_service(config: MindieConfig, environment: Environment, key: str | No
         max_input=config.max_input,
         truncate=config.truncate,
         max_new=config.max_new,
+        max_choices=config.max_choices,
+        tell_times=environment.benchmark,
         settings=MindieSettings(
             token_timeout=config.token_timeout,
             whole_timeout=config.whole_timeout,

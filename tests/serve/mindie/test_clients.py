@@ -34,7 +34,7 @@ def test_triton_client(service: Running) -> None:  # noqa: F811
         assert client.is_model_ready(MODEL)
         assert client.get_server_metadata()["name"] == "MindIE Server"
         assert client.get_model_metadata(MODEL)["outputs"][0]["name"] == "output0"
-        ids = np.array([service.front.text_ids(PROMPT)], dtype=np.uint32)
+        ids = np.array([service.call(lambda: service.front.text_ids(PROMPT))], dtype=np.uint32)
         tensor = triton.InferInput("input0", list(ids.shape), "UINT32")
         tensor.set_data_from_numpy(ids, binary_data=False)
         output = triton.InferRequestedOutput("output0", binary_data=False)

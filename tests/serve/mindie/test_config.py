@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,38 @@ def test_the_file_that_ships() -> None:
         ),
         (f"{DEPLOY}LoraModules", [{"name": "x", "path": "a"}] * 2, f"{DEPLOY}LoraModules[1].name='x': is taken"),
         (f"{DEPLOY}maxInputTokenLen", 8193, f"{SCHEDULE}maxPrefillTokens=8192: is less than maxInputTokenLen=8193"),
+        (
+            f"{DEPLOY}LoraModules",
+            [{"name": "x", "path": "a", "baseModelName": None}, {}],
+            f"{DEPLOY}LoraModules[1]: give",
+        ),
+        (f"{BACKEND}npuDeviceIds", [[3]], "BackendConfig.npuDeviceIds=[[3]]: ASCEND_RT_VISIBLE_DEVICES=4,5 leaves 2"),
+        (
+            f"{SERVER}HealthCheckConfig",
+            {"npuUsageThreshold": 101},
+            f"{SERVER}HealthCheckConfig.npuUsageThreshold=101: ",
+        ),
+        (
+            f"{SERVER}HealthCheckConfig",
+            {"npuUsage": 1},
+            f"{SERVER}HealthCheckConfig.npuUsage is not known: do you mean ",
+        ),
+        (f"{SERVER}httpsEnabled", True, f"{SERVER}tlsCert='security/certs/server.pem': "),
+        ("LogConfig", {"dynamicLogLevel": "loud"}, "LogConfig.dynamicLogLevel='loud': give a level such as 'info'"),
+        (
+            "LogConfig",
+            {"dynamicLogLevelValidHours": 169},
+            "LogConfig.dynamicLogLevelValidHours=169: give a whole number",
+        ),
+        (
+            "LogConfig",
+            {"dynamicLogLevelValidTime": "soon"},
+            "LogConfig.dynamicLogLevelValidTime='soon': give a time as ",
+        ),
+        ("LogConfig", {"logFileSize": 501}, "LogConfig.logFileSize=501: give a whole number, 0 to 500"),
+        ("LogConfig", {"logFileNum": "many"}, "LogConfig.logFileNum='many': give a whole number, 0 to 64"),
+        (f"{SCHEDULE}cacheBlockSize", 1, f"{SCHEDULE}cacheBlockSize=1: give a whole number, 16 to 128"),
+        (f"{SCHEDULE}maxN", 17, f"{SCHEDULE}maxN=17: is more than maxBatchSize=16: lower it"),
         (f"{SCHEDULE}cacheBlockSize", 100, f"{SCHEDULE}cacheBlockSize=100: give a multiple of 16"),
         (f"{SCHEDULE}maxPrefillTokens", 100, f"{SCHEDULE}maxPrefillTokens=100: is less than maxInputTokenLen=4096"),
         (f"{SCHEDULE}maxPrefillBatchSize", 17, f"{SCHEDULE}maxPrefillBatchSize=17: is more than maxBatchSize=16"),
@@ -75,7 +109,7 @@ def test_the_file_that_ships() -> None:
 )
 def test_one_line_for_each_mistake(path: str, value: Any, text: str, tmp_path: Path) -> None:
     with pytest.raises(MindieConfigError) as caught:
-        read_config(written(tmp_path, change(content(), path, value)), Environment())
+        read_config(written(tmp_path, change(content(), path, value)), Environment(visible_devices=("4", "5")))
     problem = caught.value.problems[0]
     assert problem.startswith(text)
     assert "\n" not in problem
@@ -116,11 +150,14 @@ def test_no_json(data: bytes, text: str, tmp_path: Path) -> None:
 
 BLOCKS = {
     SERVER: fields.SERVER,
+    f"{SERVER}HealthCheckConfig.": fields.HEALTH,
+    "LogConfig.": fields.LOG,
     BACKEND: fields.BACKEND,
     DEPLOY: fields.DEPLOY,
     MODEL: fields.MODEL,
     SCHEDULE: fields.SCHEDULE,
 }
+WHOLE = change(change(content(), f"{SERVER}HealthCheckConfig", {}), "LogConfig", {})
 NUMBERS = [
     (path, name, field)
     for path, block in BLOCKS.items()
@@ -135,7 +172,7 @@ def test_numbers_out_of_range_are_refused_by_name(tmp_path: Path, choice: Any, o
     path, name, field = choice
     value = field.high + offset if above else field.low - offset
     with pytest.raises(MindieConfigError) as caught:
-        read_config(written(tmp_path, change(content(), path + name, value)), Environment())
+        read_config(written(tmp_path, change(deepcopy(WHOLE), path + name, value)), Environment())
     assert caught.value.problems == [f"{path}{name}={value}: give a whole number, {field.low} to {field.high}"]
 
 
@@ -150,16 +187,55 @@ def test_numbers_out_of_range_are_refused_by_name(tmp_path: Path, choice: Any, o
 )
 def test_any_value_is_taken_or_refused(tmp_path: Path, path: tuple[str, str], value: Any) -> None:
     try:
-        read_config(written(tmp_path, change(content(), "".join(path), value)), Environment())
+        read_config(written(tmp_path, change(deepcopy(WHOLE), "".join(path), value)), Environment())
     except MindieConfigError as error:
         assert error.problems  # noqa: PT017
 
 
+def pair(certificate: Path, key: Path) -> None:
+    """Write both."""
+    for path in (certificate, key):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
 def test_certificates_are_below_the_installation(tmp_path: Path) -> None:
-    config = read_config(written(tmp_path, change(content(), f"{SERVER}httpsEnabled", True)), Environment())
-    assert config.service.certificate == tmp_path / "security/certs/server.pem"
-    assert config.management.key == tmp_path / "security/keys/management/server.key.pem"
+    path = written(tmp_path, change(content(), f"{SERVER}httpsEnabled", True))
+    certificates, keys = tmp_path / "security/certs", tmp_path / "security/keys"
+    for plane in ("", "management", "metrics"):
+        pair(certificates / plane / "server.pem", keys / plane / "server.key.pem")
+    config = read_config(path, Environment())
+    assert config.service.certificate == certificates / "server.pem"
+    assert config.management.key == keys / "management/server.key.pem"
     assert config.service.url == "https://127.0.0.1:1025"
+
+
+def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    """Each by its field, before anything is loaded; on one address the service's pair is for all."""
+    config = change(change(content(), f"{SERVER}httpsEnabled", True), f"{SERVER}managementIpAddress", "127.0.0.1")
+    path = written(tmp_path, config)
+    with pytest.raises(MindieConfigError) as caught:
+        read_config(path, Environment())
+    assert [problem.split("=")[0] for problem in caught.value.problems] == [f"{SERVER}tlsCert", f"{SERVER}tlsPk"]
+    assert f"{tmp_path}/security/keys/server.key.pem is not there: give a PEM file" in caught.value.problems[1]
+    pair(tmp_path / "security/certs/server.pem", tmp_path / "other.pem")
+    pair(tmp_path / "other.pem", tmp_path / "security/keys/server.key.pem")
+    with pytest.raises(MindieConfigError, match=r"ServerConfig\.tlsCert='security/certs/server\.pem': .*(from tlsPk)"):
+        read_config(path, Environment())
+
+
+def test_defaults_and_what_is_not_needed(tmp_path: Path) -> None:
+    config = change(change(content(), f"{SERVER}managementIpAddress", ...), f"{MODEL}npuMemSize", 8)
+    change(config, f"{DEPLOY}LoraModules", [{"name": "x", "path": "a", "baseModelName": None}])
+    change(config, f"{SERVER}HealthCheckConfig", {"npuUsageThreshold": 10})
+    found = read_config(written(tmp_path, config), Environment())
+    assert (found.management.host, found.max_choices) == ("127.0.0.2", 128)
+    assert {f"{MODEL}npuMemSize", f"{SERVER}HealthCheckConfig.npuUsageThreshold"} <= set(found.idle)
+    assert read_config(written(tmp_path, change(config, f"{SCHEDULE}maxN", 3)), Environment()).max_choices == 3
 
 
 def test_old_names_and_all_of_the_manual(tmp_path: Path) -> None:
@@ -203,6 +279,21 @@ def test_environment(tmp_path: Path) -> None:
     assert read_environment({"MIES_CONFIG_JSON_PATH": "x"}).config_file == Path("x")
     with pytest.raises(InputError, match=r"^environment variable MIES_SERVICE_MONITOR_MODE='on': give 0 or 1$"):
         read_environment({"MIES_SERVICE_MONITOR_MODE": "on"})
+    assert (found.benchmark, found.memory_fraction, found.visible_devices, found.idle) == (False, None, None, ())
+    other = read_environment(
+        {
+            "MINDIE_LLM_BENCHMARK_ENABLE": "1",
+            "NPU_MEMORY_FRACTION": "0.8",
+            "ASCEND_RT_VISIBLE_DEVICES": "4,5",
+            "TOKENIZER_ENCODE_TIMEOUT": "60",
+            "MINDIE_LOG_PATH": "x",
+        }
+    )
+    assert (other.benchmark, other.memory_fraction, other.visible_devices) == (True, 0.8, ("4", "5"))
+    assert other.idle == ("MINDIE_LOG_PATH", "TOKENIZER_ENCODE_TIMEOUT")
+    for name, value in {"NPU_MEMORY_FRACTION": "1.5", "ASCEND_RT_VISIBLE_DEVICES": "0,0"}.items():
+        with pytest.raises(InputError, match=f"^environment variable {name}='{value}': give "):
+            read_environment({name: value})
     with pytest.raises(InputError, match=r"^environment variable MINDIE_LOG_LEVEL='loud': give one of "):
         read_environment({"MINDIE_LOG_LEVEL": "loud"})
 

@@ -44,7 +44,7 @@ def client(service: Running) -> Client:  # noqa: F811
 
 @pytest.fixture
 def ids(service: Running) -> list[int]:  # noqa: F811
-    return list(service.front.text_ids(PROMPT))
+    return list(service.call(lambda: service.front.text_ids(PROMPT)))
 
 
 def test_vllm(client: Client) -> None:
@@ -55,6 +55,19 @@ def test_vllm(client: Client) -> None:
     *events, end = body.split(b"\0")
     assert end == b""
     assert "".join(json.loads(event)["text"][0] for event in events) == ANSWER
+
+
+def test_the_likeliest_of_several(client: Client) -> None:
+    """best_of > n: those whose tokens' log-probabilities, as the other interface tells them, have the largest sums."""
+    sampled = {"temperature": 1.5, "seed": 3, "max_tokens": 12, "ignore_eos": True}
+    ask = {"prompt": PROMPT, "n": 6, "logprobs": 0, **sampled}
+    choices = client.http.post("/v1/completions", json=ask).json()["choices"]
+    sums = {choice["text"]: sum(choice["logprobs"]["token_logprobs"]) for choice in choices}
+    wanted = sorted(sums, key=lambda text: -sums[text])[:2]
+    assert len(sums) == 6
+    assert wanted != [choice["text"] for choice in choices[:2]]
+    found = client.ok("/generate", prompt=PROMPT, n=2, best_of=6, **sampled)
+    assert found["text"] == [f"{PROMPT} {text}" for text in wanted]
 
 
 def test_tgi(client: Client, ids: list[int]) -> None:
@@ -153,10 +166,13 @@ def test_triton_stop(client: Client, service: Running) -> None:  # noqa: F811
     with client.http.stream("POST", "/v1/completions", json=full) as others, ThreadPoolExecutor(1) as pool:
         events = others.iter_lines()
         next(events)
-        asked = pool.submit(Client(service.url).ok, f"{path}/generate", id="a1", text_input=PROMPT)
+        ask = {"id": "a1", "text_input": PROMPT, "parameters": {"details": True}}
+        asked = pool.submit(lambda: Client(service.url).ok(f"{path}/generate", **ask))
         while Client(service.url).post(f"{path}/stopInfer", id="a1").status_code == 404:
             assert not asked.done()
-        assert asked.result(30)["text_output"] == ""
+        found = asked.result(30)
+        assert (found["text_output"], found["details"]["finish_reason"]) == ("", "abort")
+        assert [found["details"][name] for name in ("batch_size", "queue_wait_time")] == [[], []]
 
 
 def all_blocks_free(client: Client) -> bool:
@@ -205,7 +221,11 @@ def test_health(client: Client) -> None:
         ("/generate", {"prompt": "x", "stream": 1}, "stream must be boolean type."),
         ("/generate", {"prompt": "x", "top_p": 0}, "top_p must be in (0, 1]."),
         ("/generate", {"prompt": "x", "stop": [""]}, "stop must have 1 to 32768 characters each, 32768 together."),
-        ("/generate", {"prompt": "x", "n": 2, "temperature": 0}, "n must be 1 where temperature is 0."),
+        ("/generate", {"prompt": "x", "n": 2, "temperature": 0}, "n and best_of must be 1 where temperature is 0."),
+        ("/generate", {"prompt": "x", "best_of": 2, "temperature": 0}, "n and best_of must be 1 where"),
+        ("/generate", {"prompt": "x", "n": 3, "best_of": 2}, "best_of must not be less than n, which is 3."),
+        ("/generate", {"prompt": "x", "best_of": 2, "stream": True}, "best_of must be equal to n, which is 1, in a"),
+        ("/generate", {"prompt": "x", "n": 129}, "129 answers to a prompt: this server gives at most 128: lower n"),
         ("/generate", {"inputs": "x", "parameters": {"top_p": 1.0}}, "top_p must be in (0, 1)."),
         ("/generate", {"inputs": "x", "parameters": {"temperature": 0}}, "temperature must be in (0, inf]."),
         ("/generate", {"inputs": "x", "parameters": {"temperature": "a"}}, "temperature must be float type."),

@@ -35,25 +35,34 @@ def small(folder: Path, **server: object) -> tuple[Path, list[int]]:
     change(config, f"{deploy}maxInputTokenLen", 100)
     change(config, f"{deploy}truncation", 1)
     change(config, "BackendConfig.ScheduleConfig.maxIterTimes", 7)
+    change(config, "BackendConfig.ScheduleConfig.maxN", 2)
     return written(folder, config), ports
 
 
 def test_three_planes(tmp_path: Path) -> None:
     path, ports = small(tmp_path)
     own = {**environment(), "MIES_CONFIG_JSON_PATH": str(path), "MIES_SERVICE_MONITOR_MODE": "1"}
-    own["MIES_CONTAINER_MANAGEMENT_IP"] = "127.0.0.1"
+    own |= {"MIES_CONTAINER_MANAGEMENT_IP": "127.0.0.1", "NPU_MEMORY_FRACTION": "0.8", "MINDIE_LOG_TO_FILE": "1"}
+    own["MINDIE_LLM_BENCHMARK_ENABLE"] = "1"
     process = subprocess.Popen(command("--config"), env=own, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        lines = [next(line for line in process.stderr if line.startswith("ascend-m1: ")) for _ in range(2)]
+        lines = [next(line for line in process.stderr if line.startswith("ascend-m1: ")) for _ in range(3)]
         service, management, metrics = (f"http://127.0.0.1:{port}" for port in ports)
         assert "without effect here: BackendConfig.ModelDeployConfig.ModelConfig[0].backendType, " in lines[0]
-        assert lines[1] == f"ascend-m1: m1 at {service}, {management}, {metrics}\n"
+        assert lines[1] == "ascend-m1: environment: without effect here: MINDIE_LOG_TO_FILE, NPU_MEMORY_FRACTION\n"
+        assert lines[2] == f"ascend-m1: m1 at {service}, {management}, {metrics}\n"
         long = httpx.post(f"{service}/generate", json={"prompt": "word " * 300, "ignore_eos": True})
         answer = httpx.post(f"{service}/v1/completions", json={"prompt": "word " * 300, "ignore_eos": True}).json()
         assert long.status_code == 200
         assert answer["usage"]["prompt_tokens"] == 100  # its end
         assert answer["usage"]["completion_tokens"] == 7
+        chat = {"messages": [{"role": "user", "content": "What does ICD-10-CM code J45 mean?"}]}
+        told = httpx.post(f"{service}/v1/chat/completions", json=chat).json()
+        assert told["prefill_time"] > 0
+        assert len(told["decode_time_arr"]) == told["usage"]["completion_tokens"] - 1
+        refused = httpx.post(f"{service}/v1/chat/completions", json={**chat, "n": 3, "temperature": 1})
+        assert "3 answers to a prompt: this server gives at most 2" in refused.json()["error"]["message"]
         assert httpx.get(f"{management}/v1/config").json()["maxSeqLen"] == 512
         assert "request_success_total" in httpx.get(f"{metrics}/metrics").text
         assert httpx.get(f"{service}/metrics").status_code == 404
