@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import httpx
@@ -63,6 +64,49 @@ def test_offsets_are_places_in_the_text(client: OpenAI) -> None:
     assert (choice.text, choice.logprobs.tokens[-2]) == ("哮喘x", "x")
     assert (offsets[-2], max(offsets)) == (2, len(choice.text))
     assert offsets == [offset for chunk in chunks if chunk for offset in chunk.text_offset]
+
+
+def test_offsets_while_a_stop_string_is_awaited(client: OpenAI) -> None:
+    """What may begin a stop string comes later than its tokens, which have their places in the text none the less."""
+    options = {
+        "logprobs": 0,
+        "stop": ["XYZ"],
+        "max_tokens": 20,
+        "extra_body": {"structured_outputs": {"regex": "abXYcd"}},
+    }
+    choice = complete(client, **options).choices[0]
+    chunks = [chunk.choices[0] for chunk in complete(client, stream=True, **options)]
+    assert choice.text == "".join(chunk.text for chunk in chunks) == "abXYcd"
+    assert any(chunk.logprobs and chunk.text == "" and "X" in chunk.logprobs.tokens[0] for chunk in chunks)
+    streamed = [chunk.logprobs for chunk in chunks if chunk.logprobs]
+    for found in (choice.logprobs, *streamed):
+        for token, offset in zip(found.tokens, found.text_offset, strict=True):
+            assert choice.text[offset:].startswith(token.strip().replace("</s>", ""))
+    assert [offset for found in streamed for offset in found.text_offset] == choice.logprobs.text_offset
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])
+def test_a_long_text_is_counted_in_a_thread_of_its_own(
+    service: Running, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    """With truncation any length is taken; the event loop goes on meanwhile."""
+    front, threads = service.front, []
+    original = type(front.tokenizer).__call__
+
+    def noted(self: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
+        threads.append((len(text) > 50_000, threading.get_ident()))
+        return original(self, text, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(front, "truncate", 1)
+        patch.setattr(front, "max_input", 20)
+        patch.setattr(type(front.tokenizer), "__call__", noted)
+        for text in ("word", "word " * 20_000):
+            body = {"prompt": text, "messages": [{"role": "user", "content": text}], "max_tokens": 1}
+            answer = httpx.post(f"{service.url}/v1/{endpoint}", json=body, timeout=60)
+    assert answer.json()["usage"]["prompt_tokens"] == 20
+    loop = service.call(threading.get_ident)
+    assert [(long, thread == loop) for long, thread in threads] == [(False, True), (True, False)]
 
 
 @pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])

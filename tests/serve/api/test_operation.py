@@ -29,7 +29,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 
 def test_models(client: OpenAI) -> None:
     (model,) = client.models.list().data
-    assert model.id == "m1-icd10"
+    assert (model.id, model.owned_by) == ("m1-icd10", "MindIE Server")
     assert client.models.retrieve("m1-icd10") == model
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.routing import Match
 
 from ascend_m1.cli import main
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1_serve import logs
+from ascend_m1_serve.api import create_app
+from ascend_m1_serve.api.app import Plane
+from ascend_m1_serve.api.mindie_common import MindieSettings
 
+from ..api.conftest import service  # noqa: F401  (a fixture)
+from ..api.running import Running
 from ..test_command import command, environment
 from .configs import change, content, written
 
@@ -72,6 +80,79 @@ def test_three_planes(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+ENDPOINTS = {
+    "service": """
+        POST /v1/chat/completions
+        POST /v1/completions
+        GET /v1/models
+        GET /v1/models/m1-icd10
+        POST /
+        POST /generate
+        POST /generate_stream
+        GET /v2
+        GET /v2/models/m1-icd10
+        GET /v2/models/m1-icd10/config
+        POST /v2/models/m1-icd10/infer
+        POST /v2/models/m1-icd10/generate
+        POST /v2/models/m1-icd10/generate_stream
+        POST /v2/models/m1-icd10/stopInfer
+        POST /infer
+        POST /infer_token
+        POST /v1/tokenizer
+        GET /dresult
+    """,
+    "management": """
+        GET /health
+        GET /health/timed
+        GET /health/timed-5
+        GET /info
+        GET /v2/health/live
+        GET /v2/health/ready
+        GET /v2/models/m1-icd10/ready
+        GET /v2/models/m1-icd10/getSlotCount
+        GET /metrics-json
+        GET /stopService
+        GET /v1/config
+        GET /v1/status
+        GET /v2/status
+        POST /v1/role/prefill
+        POST /v2/role/prefill
+        POST /v1/load_lora_adapter
+        POST /v1/unload_lora_adapter
+    """,
+    "metrics": "GET /metrics",
+}
+
+
+def answering(app: FastAPI, method: str, path: str) -> bool:
+    """Whether a route takes the request; none is made."""
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+
+@pytest.mark.parametrize("plane", ENDPOINTS)
+def test_each_endpoint_of_the_manual_is_on_its_plane(service: Running, plane: Plane) -> None:  # noqa: F811
+    app = create_app(service.front, planes=[plane])
+    for own, table in ENDPOINTS.items():
+        for line in table.split("\n"):
+            if line.strip():
+                method, path = line.split()
+                assert answering(app, method, path) == (own == plane), line
+                assert not answering(app, "PUT", path)
+
+
+def test_metrics_that_are_off(service: Running) -> None:  # noqa: F811
+    app = create_app(service.front, settings=MindieSettings(monitor=False), planes=["metrics"])
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return await client.get("/metrics")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error_type"]) == (500, "Incomplete Generation")
+    assert answer.json()["error"] == "metrics are off: start with MIES_SERVICE_MONITOR_MODE=1"
 
 
 @pytest.mark.parametrize(
