@@ -30,9 +30,3 @@ async def read(request: Request, schema: type[Schema]) -> Schema:
     """The body as a request. Raises ApiError, pydantic's ValidationError."""
     content = {name: value for name, value in (await read_object(request)).items() if value is not None}
     return schema.model_validate(content, strict=True)
-
-
-def described(schema: type[BaseModel]) -> dict[str, Any]:
-    """For a route's ``openapi_extra``: what ``read`` takes."""
-    content = {"application/json": {"schema": schema.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from ascend_m1.errors import AscendM1Error
 
@@ -72,11 +73,20 @@ def error_response(error: Exception) -> Response:
     )
 
 
+def _allowed(request: Request) -> list[str]:
+    """Methods of the path, which may belong to several routes."""
+    tried = [(method, {**request.scope, "method": method}) for method in ("GET", "POST")]
+    return [name for name, scope in tried if any(r.matches(scope)[0] is Match.FULL for r in request.app.routes)]
+
+
 def install(app: FastAPI) -> None:
     """Every error of the app in that shape."""
 
     def handle(request: Request, error: Exception) -> Response:
-        return error_response(error)
+        response = error_response(error)
+        if response.status_code == 405:
+            response.headers["Allow"] = ", ".join(_allowed(request))
+        return response
 
     for kind in (ApiError, AscendM1Error, BusyError, EngineError, ValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, handle)

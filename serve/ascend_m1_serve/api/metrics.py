@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 
 from ..front import Front
 from .mindie_common import MindieError, MindieSettings, guarded
+from .openapi import MINDIE_ERRORS
 
 
 def routes(front: Front, settings: MindieSettings) -> APIRouter:
     """The route."""
-    router = APIRouter()
+    router = APIRouter(responses=MINDIE_ERRORS)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     @guarded
     async def metrics() -> Response:
         if not settings.monitor:

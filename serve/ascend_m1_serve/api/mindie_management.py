@@ -18,13 +18,15 @@ from ..protocol import Sampling
 from .bodies import read_object
 from .mindie_common import MindieError, MindieSettings, answered, guarded
 from .mindie_triton import adapter_of
+from .openapi import MINDIE_ERRORS, TEXT, members, operation
 
+DONE = members(message="string")
 _STATES = ("TTFT", "TBT", "waitingInferRequestNum", "processingInferRequestNum", "remainBlocks")
 
 
 def routes(front: Front, settings: MindieSettings) -> APIRouter:
     """The routes."""
-    router = APIRouter()
+    router = APIRouter(responses=MINDIE_ERRORS)
     _health(router, front)
     _about(router, front, settings)
     _state(router, front)
@@ -33,14 +35,14 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
 
 
 def _health(router: APIRouter, front: Front) -> None:
-    @router.get("/v2/health/live")
+    @router.get("/v2/health/live", response_class=Response, **operation(None, DONE))
     @guarded
     async def live() -> Response:
         check(front)
         return answered({"message": "Service is alive but busy"}) if busy(front) else Response()
 
-    @router.get("/v2/health/ready")
-    @router.get("/v2/models/{model}/ready")
+    @router.get("/v2/health/ready", response_class=Response, responses={503: {}})
+    @router.get("/v2/models/{model}/ready", response_class=Response, responses={503: {}})
     @guarded
     async def ready(model: str | None = None) -> Response:
         if model is not None:
@@ -172,7 +174,7 @@ def _state(router: APIRouter, front: Front) -> None:
 def _control(router: APIRouter, front: Front) -> None:
     name = form.Parameter("string", pattern=r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,255}")
 
-    @router.post("/v1/load_lora_adapter")
+    @router.post("/v1/load_lora_adapter", **operation(members(lora_name=TEXT, lora_path=TEXT), DONE))
     @guarded
     async def load(request: Request) -> Response:
         content = await read_object(request)
@@ -183,7 +185,7 @@ def _control(router: APIRouter, front: Front) -> None:
         await front.engine.add_adapter(adapter, path)
         return answered({"message": f"Success: LoRA adapter '{adapter}' added successfully."})
 
-    @router.post("/v1/unload_lora_adapter")
+    @router.post("/v1/unload_lora_adapter", **operation(members(lora_name=TEXT), DONE))
     @guarded
     async def unload(request: Request) -> Response:
         content = await read_object(request)
@@ -197,7 +199,7 @@ def _control(router: APIRouter, front: Front) -> None:
     async def role(role: str) -> Response:
         raise MindieError(400, "Bad Request", "prefill and decode run on one server here: it has no other role")
 
-    @router.get("/stopService")
+    @router.get("/stopService", response_class=Response)
     @guarded
     async def stop(mode: str = "") -> Response:
         if front.draining:

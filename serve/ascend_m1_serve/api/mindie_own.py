@@ -30,20 +30,24 @@ from .mindie_common import (
     sampling_of,
 )
 from .openai_common import note_usage
+from .openapi import FLAG, IDS, MINDIE_ERRORS, TEXT, Schema, family_body, members, operation
+
+ANSWER = members(generated_text="string", details="object")
+TOKENIZER_BODY: Schema = {"type": "object", "required": ["inputs"], "properties": {"inputs": TEXT, "do_decode": FLAG}}
 
 
 def routes(front: Front, settings: MindieSettings) -> APIRouter:
     """The routes."""
-    router = APIRouter()
+    router = APIRouter(responses=MINDIE_ERRORS)
 
-    @router.post("/infer")
+    @router.post("/infer", **operation(family_body(form.OWN, True, inputs=TEXT), ANSWER, [sse.MEDIA]))
     @guarded
     async def infer(request: Request) -> Response:
         content = await read_object(request)
         _one_input(content)
         return await run(request, front, settings, content, await front.text_ids(form.text("inputs", content)))
 
-    @router.post("/infer_token")
+    @router.post("/infer_token", **operation(family_body(form.OWN, True, input_id=IDS), ANSWER, [sse.MEDIA]))
     @guarded
     async def infer_token(request: Request) -> Response:
         content = await read_object(request)
@@ -51,7 +55,7 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
         ids = form.token_ids("input_id", content.get("input_id"), front.engine.limits.vocab_size)
         return await run(request, front, settings, content, ids)
 
-    @router.post("/v1/tokenizer")
+    @router.post("/v1/tokenizer", **operation(TOKENIZER_BODY, members(token_number="integer", tokens="array")))
     @guarded
     async def tokenizer(request: Request) -> Response:
         content = await read_object(request)

@@ -27,15 +27,20 @@ from .mindie_common import (
     sampling_of,
 )
 from .openai_common import note_usage
+from .openapi import MINDIE_ERRORS, TEXT, family_body, members, operation
 
-NUL = b"\0"
+NUL, NUL_ENDED = b"\0", "text/plain"  # no JSON as a whole
+VLLM_BODY = family_body(form.VLLM, False, prompt=TEXT)
+TGI_BODY = family_body(form.TGI, True, inputs=TEXT)
+TGI_ANSWER = members(generated_text="string")
+GENERATE_ANSWER = {"anyOf": [members(text={"type": "array", "items": {"type": "string"}}), TGI_ANSWER]}
 
 
 def routes(front: Front, settings: MindieSettings) -> APIRouter:
     """The routes."""
-    router = APIRouter()
+    router = APIRouter(responses=MINDIE_ERRORS)
 
-    @router.post("/generate")
+    @router.post("/generate", **operation({"anyOf": [VLLM_BODY, TGI_BODY]}, GENERATE_ANSWER, [NUL_ENDED]))
     @guarded
     async def generate(request: Request) -> Response:
         content = await read_object(request)
@@ -45,12 +50,12 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
             raise InputError("Not found inputs or prompt.")
         return await tgi(request, front, settings, content, stream=False)
 
-    @router.post("/generate_stream")
+    @router.post("/generate_stream", response_class=StreamingResponse, **operation(TGI_BODY, None, [sse.MEDIA]))
     @guarded
     async def generate_stream(request: Request) -> Response:
         return await tgi(request, front, settings, await read_object(request), stream=True)
 
-    @router.post("/")
+    @router.post("/", **operation(TGI_BODY, {"type": "array", "items": TGI_ANSWER}, [sse.MEDIA]))
     @guarded
     async def either(request: Request) -> Response:
         content = await read_object(request)
@@ -88,7 +93,7 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
     )
     read = reader(settings, None)
     if values.get("stream", False):
-        return StreamingResponse(vllm_events(request, front, settings, answers, read), media_type="application/json")
+        return StreamingResponse(vllm_events(request, front, settings, answers, read), media_type=NUL_ENDED)
     pieces = await sse.whole(request, front, answers, read)
     note_usage(request, answers)
     if pieces is None:

@@ -31,31 +31,40 @@ from .mindie_common import (
     sampling_of,
 )
 from .openai_common import note_usage
+from .openapi import IDS, MINDIE_ERRORS, TEXT, family_body, members, operation
+
+TEXT_BODY = family_body(form.TRITON, True, text_input=TEXT)
+TENSOR = members(name="string", shape=IDS, datatype={"enum": ["UINT32", "INT32", "INT64"]}, data=IDS)
+TENSORS_BODY = family_body(form.TRITON, True, inputs={"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1})
 
 
 def routes(front: Front, settings: MindieSettings) -> APIRouter:
     """The routes."""
-    router = APIRouter(prefix="/v2")
+    router = APIRouter(prefix="/v2", responses=MINDIE_ERRORS)
     running: dict[str, list[Answer]] = {}  # by the request's id
 
     _about(router, front, settings)
 
-    @router.post("/models/{model}/infer")
+    @router.post("/models/{model}/infer", **operation(TENSORS_BODY, members(id="string", outputs="array")))
     @guarded
     async def infer(model: str, request: Request) -> Response:
         return await tensors(request, front, settings, model, running)
 
-    @router.post("/models/{model}/generate")
+    @router.post("/models/{model}/generate", **operation(TEXT_BODY, members(id="string", text_output="string")))
     @guarded
     async def generate(model: str, request: Request) -> Response:
         return await text(request, front, settings, model, running, stream=False)
 
-    @router.post("/models/{model}/generate_stream")
+    @router.post(
+        "/models/{model}/generate_stream",
+        response_class=StreamingResponse,
+        **operation(TEXT_BODY, None, [sse.MEDIA]),
+    )
     @guarded
     async def generate_stream(model: str, request: Request) -> Response:
         return await text(request, front, settings, model, running, stream=True)
 
-    @router.post("/models/{model}/stopInfer")
+    @router.post("/models/{model}/stopInfer", **operation(members(id="string"), members(id="string")))
     @guarded
     async def stop(model: str, request: Request) -> Response:
         adapter_of(front, model)

@@ -9,11 +9,12 @@ from fastapi import APIRouter
 
 from ..front import Front
 from .mindie_common import PLATFORM
+from .openapi import OPENAI_ERRORS
 
 
 def routes(front: Front) -> APIRouter:
     """The routes."""
-    router = APIRouter()
+    router = APIRouter(responses=OPENAI_ERRORS)
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -15,19 +15,21 @@ from ..front import Front
 from ..protocol import Logprob
 from ..text import token_text
 from . import sse
-from .bodies import described, read
+from .bodies import read
 from .errors import error_body
 from .openai_common import REASONS, head, note_usage, sampling_of, submitted, usage
 from .openai_schema import ChatRequest
+from .openapi import OPENAI_ERRORS, members, model_body, operation
 
 CHUNK = "chat.completion.chunk"
+ANSWER = members(id="string", object="string", created="integer", model="string", choices="array", usage="object")
 
 
 def routes(front: Front) -> APIRouter:
     """The route."""
-    router = APIRouter()
+    router, path = APIRouter(responses=OPENAI_ERRORS), "/v1/chat/completions"
 
-    @router.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    @router.post(path, **operation(model_body(ChatRequest, path), ANSWER, [sse.MEDIA]))
     async def chat(request: Request) -> Response:
         asked = await read(request, ChatRequest)
         model = front.name if asked.model is None else asked.model

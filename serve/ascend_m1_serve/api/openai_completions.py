@@ -14,21 +14,23 @@ from ..answer import Answer, Piece
 from ..front import Front
 from ..text import token_text
 from . import sse
-from .bodies import described, read
+from .bodies import read
 from .errors import error_body
 from .openai_common import REASONS, head, note_usage, sampling_of, submitted, usage
 from .openai_schema import CompletionRequest
+from .openapi import OPENAI_ERRORS, members, model_body, operation
 
 KIND = "text_completion"
+ANSWER = members(id="string", object="string", created="integer", model="string", choices="array", usage="object")
 DEFAULT_TOKENS = 16  # as OpenAI has it
 MOST_PROMPTS = 128
 
 
 def routes(front: Front) -> APIRouter:
     """The route."""
-    router = APIRouter()
+    router, path = APIRouter(responses=OPENAI_ERRORS), "/v1/completions"
 
-    @router.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    @router.post(path, **operation(model_body(CompletionRequest, path), ANSWER, [sse.MEDIA]))
     async def completions(request: Request) -> Response:
         asked = await read(request, CompletionRequest)
         model = front.name if asked.model is None else asked.model

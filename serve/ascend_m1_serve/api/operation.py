@@ -7,18 +7,19 @@ from fastapi.responses import Response
 
 from ..front import Front
 from .errors import ApiError
+from .openapi import OPENAI_ERRORS
 
 
 def routes(front: Front) -> APIRouter:
     """The routes."""
-    router = APIRouter()
+    router = APIRouter(responses=OPENAI_ERRORS)
 
-    @router.get("/health")
+    @router.get("/health", response_class=Response, responses={503: {}})
     async def health() -> Response:
         """Whether the engine works."""
         return Response(status_code=200 if front.engine.failure is None else 503)
 
-    @router.get("/ready")
+    @router.get("/ready", response_class=Response)
     async def ready() -> Response:
         """Whether requests are taken."""
         if front.engine.failure is not None or front.draining:

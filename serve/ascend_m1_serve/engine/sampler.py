@@ -14,6 +14,8 @@ from .request import Request
 
 # Candidates looked at first when top_p or min_p narrow the choice: seldom are there more.
 _CANDIDATES = 1024
+# Repetition penalties beyond these say no more, and their logits would leave float32.
+_WEAKEST, _STRONGEST = 1e-30, 1e30
 
 
 def is_plain(sampling: Sampling) -> bool:
@@ -47,7 +49,7 @@ def adjust(request: Request, logits: Tensor) -> None:
     if sampling.repetition_penalty != 1:
         ids = torch.tensor(request.ids).unique()
         seen = logits[ids]
-        factor = sampling.repetition_penalty
+        factor = min(max(sampling.repetition_penalty, _WEAKEST), _STRONGEST)
         logits[ids] = torch.where(seen > 0, seen / factor, seen * factor)
     if request.counts and (sampling.frequency_penalty or sampling.presence_penalty):
         ids = torch.tensor(list(request.counts))
@@ -61,9 +63,9 @@ def draw(logits: Tensor, sampling: Sampling, number: float) -> int:
     temperature, then top_k, then top_p among those, then min_p, as vLLM and transformers do it; candidates of equal
     probability are in the order of their ids.
     """
-    scaled = logits.double() / sampling.temperature
-    scaled -= scaled.max()
-    weights = scaled.exp_()
+    below = logits.double()
+    below -= below.max()  # first: the largest over a tiny temperature is no number any more
+    weights = below.div_(sampling.temperature).exp_()
     limit = min(sampling.top_k or len(weights), len(weights))
     narrow = sampling.top_p < 1 or sampling.min_p > 0
     ids, kept = _nucleus(weights, min(limit, _CANDIDATES) if narrow else limit, limit, sampling)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -162,7 +163,7 @@ def parameters(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _in_range(given: float, rule: Parameter) -> bool:
-    if not math.isfinite(given):
+    if rule.kind == "float" and not abs(given) <= sys.float_info.max:  # NaN, infinity, a whole number without end
         return False
     low = given > rule.low if rule.open_low else given >= rule.low
     return low and (given < rule.high if rule.open_high else given <= rule.high)

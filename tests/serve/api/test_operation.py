@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -14,6 +15,7 @@ import pytest
 from openai import OpenAI
 
 from ascend_m1_serve.api import ApiOptions
+from soak_server import Findings, malformed
 
 from .adapters import save
 from .running import Running, embedded, running, wait_until
@@ -69,6 +71,26 @@ def test_errors_have_openais_shape(service: Running, method: str, path: str, bod
     answer = httpx.request(method, service.url + path, content=body)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_malformed_bodies_are_refused(service: Running) -> None:
+    """The soak test's, in which any answer of 5xx but 503 is a problem."""
+    found = Findings()
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+            await malformed(client, 250, found)
+
+    asyncio.run(ask())
+    assert found.problems == []
+    assert found.statuses[503] == 0  # nor has the engine failed
+    assert {200, 400, 422} <= set(found.statuses)
+
+
+def test_methods_that_a_path_has(service: Running) -> None:
+    for path, methods in {"/": "GET, POST", "/v1/completions": "POST", "/health": "GET"}.items():
+        answer = httpx.put(service.url + path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
 
 
 def test_a_client_that_goes_away_frees_its_place(service: Running) -> None:

@@ -8,11 +8,15 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import InputError
 from ascend_m1.tokenization_baichuan_m1 import BaichuanM1Tokenizer
+from ascend_m1_serve.api.openai_structured import StructuredOutputs
 from ascend_m1_serve.engine.grammar import GrammarCompiler
 from ascend_m1_serve.protocol import Grammar, Sampling
 
@@ -79,3 +83,20 @@ def test_grammar() -> None:
 def test_a_wrong_definition_is_refused(grammar: Grammar) -> None:
     with pytest.raises(InputError, match=f"^{grammar.kind}: .*: correct the definition$"):
         compiler()[0].compile(grammar)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_choices_are_taken_as_they_are(choices: list[str]) -> None:
+    """Whatever characters they have."""
+    grammars, tokenizer = compiler()
+    vocab_size = len(tokenizer)
+    grammar = StructuredOutputs(choice=choices).one("choice")
+    for choice in choices:
+        ids = tokenizer(choice, add_special_tokens=False)["input_ids"]
+        matcher = grammars.compile(grammar)
+        for token in ids:
+            logits = torch.zeros(vocab_size)
+            matcher.mask(logits)
+            assert logits[token] == 0
+            matcher.accept(token)

@@ -81,6 +81,23 @@ def test_repetition_penalty_is_transformers(seed: int, ids: list[int], penalty: 
     torch.testing.assert_close(logits, expected)
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e308])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-40, 1.0, 1e40, 1e308])
+def test_numbers_without_measure_choose_a_token(temperature: float, penalty: float) -> None:
+    """One request's numbers must not stop the engine for all; what a grammar forbids stays forbidden."""
+    logits = logits_of(31, 3, 0)
+    logits[4], logits[5] = 0, -torch.inf
+    expected = logits.clone()
+    sampling = Sampling(1, temperature=temperature, repetition_penalty=penalty, top_k=3, top_p=0.5, min_p=0.1, seed=1)
+    seen = [1, 4, 5]
+    token, _ = choose(request(sampling, seen, []), logits)
+    assert not logits.isnan().any()
+    assert logits[5] == -torch.inf
+    assert (logits.isinf() == expected.isinf()).all()
+    assert token != 5
+    assert temperature > 1 or token == int(logits.argmax())
+
+
 def test_presence_and_frequency_count_the_answer_only() -> None:
     logits = torch.zeros(6)
     sampling = Sampling(max_tokens=1, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={5: 2.0})

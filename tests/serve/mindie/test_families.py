@@ -228,6 +228,8 @@ def test_health(client: Client) -> None:
         ("/generate", {"prompt": "x", "n": 129}, "129 answers to a prompt: this server gives at most 128: lower n"),
         ("/generate", {"inputs": "x", "parameters": {"top_p": 1.0}}, "top_p must be in (0, 1)."),
         ("/generate", {"inputs": "x", "parameters": {"temperature": 0}}, "temperature must be in (0, inf]."),
+        ("/generate", {"inputs": "x", "parameters": {"temperature": 10**400}}, "temperature must be in (0, inf]."),
+        ("/generate", {"prompt": "x", "max_tokens": 10**400}, "max_tokens must be in [1, 2147483647]."),
         ("/generate", {"inputs": "x", "parameters": {"temperature": "a"}}, "temperature must be float type."),
         ("/generate", {"inputs": "x", "parameters": []}, "parameters must be object type."),
         ("/generate_stream", {"inputs": "x", "parameters": {"decoder_input_details": True}}, "decoder_input_details"),
