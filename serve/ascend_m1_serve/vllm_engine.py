@@ -28,6 +28,8 @@ from .errors import EngineError
 from .protocol import Grammar, Limits, Sampling, Stats
 from .vllm_stream import Adapter, VllmStream
 
+VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
+
 
 class VllmEngine:
     """vLLM in this process' event loop, its workers in processes of their own.
@@ -201,6 +203,12 @@ class Recorder(StatLoggerBase):  # type: ignore[misc, unused-ignore]
         """Nothing to say."""
 
 
+def visible(devices: Sequence[int], already: str | None) -> str:
+    """What to tell CANN for these devices to be the only ones; they are counted among those visible ``already``."""
+    names = already.split(",") if already else None
+    return ",".join(str(device) if names is None else names[device].strip() for device in devices)
+
+
 def start(arguments: dict[str, Any], devices: Sequence[int], tokenizer: Any, end_tokens: frozenset[int]) -> VllmEngine:
     """vLLM with a checkpoint; in the event loop's thread. Takes as long as loading does.
 
@@ -212,10 +220,8 @@ def start(arguments: dict[str, Any], devices: Sequence[int], tokenizer: Any, end
     """
     from ascend_m1_vllm.refusal import StartError
 
-    if devices:  # counted among the visible ones, as CANN does
-        visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else list(map(str, range(max(devices) + 1)))
-        os.environ["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(names[device] for device in devices)
+    if devices:
+        os.environ[VISIBLE] = visible(devices, os.environ.get(VISIBLE))
     recorder = Recorder()
     try:
         arguments = {"scheduling_policy": "priority", "disable_log_stats": False, **arguments}

@@ -14,7 +14,8 @@ import pytest
 from ascend_m1 import BaichuanM1Config
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import InputError
-from ascend_m1_serve.engines import parallel_sizes
+from ascend_m1_serve.engines import Wanted, parallel_sizes, vllm
+from ascend_m1_serve.vllm_engine import visible
 
 from ..serve.mindie.configs import change, written
 from ..serve.mindie.test_planes import small
@@ -33,6 +34,18 @@ def test_sizes_of_the_published_heads(devices: int, sizes: tuple[int, int], tmp_
 def test_sizes_that_cannot_be() -> None:
     with pytest.raises(InputError, match="97 devices: "):
         parallel_sizes(EMBEDDED, 97)
+
+
+@pytest.mark.parametrize(
+    ("devices", "already", "found"), [((0, 2), None, "0,2"), ((1,), "4, 5", "5"), ((1, 0), "7,6", "6,7")]
+)
+def test_devices_are_counted_among_the_visible_ones(devices: tuple[int, ...], already: str | None, found: str) -> None:
+    assert visible(devices, already) == found
+
+
+def test_memory_fraction() -> None:
+    assert vllm(Wanted(EMBEDDED, memory_fraction=0.5)).arguments["gpu_memory_utilization"] == 0.5
+    assert "gpu_memory_utilization" not in vllm(Wanted(EMBEDDED)).arguments
 
 
 def test_two_devices(tmp_path: Path) -> None:
