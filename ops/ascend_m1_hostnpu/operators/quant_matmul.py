@@ -12,6 +12,7 @@ _PAGE = "ops-nn matmul/quant_batch_matmul_v4/docs/aclnnQuantMatmulV5.md"
 _PAGE_OP = "op-plugin torch_npu-npu_quant_matmul.md"
 _PARAM = "ops-nn quant/trans_quant_param_v2/docs/aclnnTransQuantParamV2.md"
 _WEIGHT = "ops-nn matmul/weight_quant_batch_matmul_v2/docs/aclnnWeightQuantBatchMatmulV2.md"
+_WEIGHT_OP = "op-plugin torch_npu-npu_weight_quant_batchmatmul.md"
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST = 65535
 
@@ -139,10 +140,11 @@ for _name in ("QuantMatmulV5", "QuantMatmulWeightNz"):
     aclnn(_name, _SIGNATURE, rules=_rules)(quant_matmul)
 
 
-def _weight_rules(
+def weight_rules(
     x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, quant_scale: Tensor | None,
     quant_offset: Tensor | None, bias: Tensor | None, group: int, *rest: object,
 ) -> None:  # fmt: skip
+    """Raises RuleError for what the operator's page forbids."""
     if quant_scale is not None or quant_offset is not None:
         raise NotImplementedError("quantScale: the stand-in knows no quantised output")
     old = product() == "310P"
@@ -153,6 +155,12 @@ def _weight_rules(
     rows, columns = dense.shape[-2:]
     need(x.shape[-1] == rows, "weight", f"has {x.shape[-1]} rows, got {rows}", _WEIGHT)
     need(max(rows, columns) <= _WIDEST, "weight", f"K and N are at most {_WIDEST}, got {[rows, columns]}", _WEIGHT)
+    if group:
+        fits = group % 32 == 0 and 32 <= group < rows
+        need(
+            fits, "antiquantGroupSize", f"is 0, or a multiple of 32 from 32 to K - 1 = {rows - 1}, got {group}", _WEIGHT
+        )
+        need(not old, "antiquantGroupSize", f"is 0 on 310P, got {group}", _WEIGHT_OP)
     need(scale.dtype == x.dtype, "antiquantScale", f"has the dtype of x, {x.dtype}, got {scale.dtype}", _WEIGHT)
     shapes: tuple[list[int], ...] = ([1], [1, 1], [columns], [1, columns], *(([columns, 1],) if old else ()))
     shapes = ([-(-rows // group), columns],) if group else shapes
@@ -184,7 +192,7 @@ def _weight_product(
 _WEIGHT_INPUTS = "T x, T weight, T antiquantScale, T antiquantOffset, T quantScale, T quantOffset, T bias, "
 
 
-@aclnn("WeightQuantBatchMatmulV2", _WEIGHT_INPUTS + "i32 antiquantGroupSize, T! y", rules=_weight_rules)
+@aclnn("WeightQuantBatchMatmulV2", _WEIGHT_INPUTS + "i32 antiquantGroupSize, T! y", rules=weight_rules)
 def weight_quant_batch_matmul_v2(
     x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, quant_scale: None, quant_offset: None,
     bias: Tensor | None, group: int, out: Tensor,
@@ -193,7 +201,7 @@ def weight_quant_batch_matmul_v2(
 
 
 @aclnn(
-    "WeightQuantBatchMatmulV3", _WEIGHT_INPUTS + "i32 antiquantGroupSize, i32 innerPrecise, T! y", rules=_weight_rules
+    "WeightQuantBatchMatmulV3", _WEIGHT_INPUTS + "i32 antiquantGroupSize, i32 innerPrecise, T! y", rules=weight_rules
 )
 def weight_quant_batch_matmul_v3(
     x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None, quant_scale: None, quant_offset: None,

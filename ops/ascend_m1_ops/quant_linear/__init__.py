@@ -72,5 +72,5 @@ def quant_linear(x: Tensor, weight: Prepared) -> Tensor:
         [T, out]; sums in float32, rounded once.
     """
     if x.device.type == "npu":
-        return npu.forward(x, weight.numbers, weight.scales, weight.group if weight.bits == 4 else 0)
+        return npu.forward(x, weight.numbers, weight.scales, weight.group)
     return kernels.forward(x, weight.numbers, weight.scales, weight.bits, weight.group)

@@ -24,8 +24,9 @@ def layout(numbers: Tensor, scales: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def forward(x: Tensor, numbers: Tensor, scales: Tensor, group: int) -> Tensor:
-    """See ``quant_linear``; a group of 0 is the whole row. float16 and bfloat16."""
+    """See ``quant_linear``. float16 and bfloat16."""
     import torch_npu
 
+    group = 0 if group == x.shape[-1] else group  # the vendor's word for one scale a row
     out: Tensor = torch_npu.npu_weight_quant_batchmatmul(x, numbers, scales, antiquant_group_size=group)
     return out

@@ -91,6 +91,11 @@ def weight_only(dtype: torch.dtype, packed: bool) -> Any:
     return torch_npu.npu_weight_quant_batchmatmul(zeros(2, 64, dtype=dtype), stored, zeros(16, dtype=dtype))
 
 
+def weight_in_groups() -> Any:
+    weight = torch.ones(64, 16, dtype=torch.int8).npu()
+    return torch_npu.npu_weight_quant_batchmatmul(zeros(2, 64), weight, zeros(2, 16), antiquant_group_size=32)
+
+
 def adamw() -> None:
     weight = torch.nn.Parameter(zeros(2, 3, dtype=F32))
     weight.grad = zeros(2, 3, dtype=F32)
@@ -134,6 +139,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "quant_matmul per token": lambda: quantised(True, F16),
     "weight_quant int8": lambda: weight_only(F16, False),
     "weight_quant int4": lambda: weight_only(F16, True),
+    "weight_quant int8 in groups": weight_in_groups,
     "weight_quant bfloat16": lambda: weight_only(BF16, False),
     "cross_entropy": lambda: torch_npu.npu_cross_entropy_loss(zeros(2, 4), torch.zeros(2, dtype=torch.int64).npu()),
     "online_max_sum": lambda: torch_npu.npu_fused_linear_online_max_sum(

@@ -61,6 +61,7 @@ REFUSED = {
         "dynamic_quant 48 columns": "aclnnDynamicQuantV2: x: its last dimension is a multiple of 32",
         "quant_matmul per token": "aclnnQuantMatmulV5: x1Scale",
         "weight_quant int4": "aclnnWeightQuantBatchMatmulV2: weight",
+        "weight_quant int8 in groups": "aclnnWeightQuantBatchMatmulV2: antiquantGroupSize: is 0 on 310P",
         "weight_quant bfloat16": "aclnnWeightQuantBatchMatmulV2: x",
         "cross_entropy": "aclnnCrossEntropyLoss: product",
         "online_max_sum": "aclnnFusedLinearOnlineMaxSum: product",

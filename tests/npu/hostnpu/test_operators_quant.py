@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ascend_m1_hostnpu.operator import RuleError
+from ascend_m1_hostnpu.operators.quant_matmul import weight_rules
+
 from . import definitions
 from .checks import assert_refused, assert_rounded, half
 
@@ -157,6 +160,17 @@ def test_weight_quant_batchmatmul(
     each = [t.double().repeat_interleave(group, 0) if group else t.double() for t in (scale, shift)]
     weight = (w.double() + (each[1] if offset else 0)) * each[0]
     assert_rounded(got, x.double() @ weight + bias.double(), 4)  # 64 terms of both signs cancel
+
+
+@pytest.mark.parametrize(("rows", "group"), [(128, 48), (64, 16), (64, 64), (64, 96)])
+def test_groups_of_other_sizes(rows: int, group: int) -> None:
+    """op-plugin looks at them first; a call of CANN without it meets the stand-in's rule."""
+    x, weight = torch.zeros(2, rows).half(), torch.zeros(rows, 16, dtype=torch.int8)
+    scale = torch.zeros(-(-rows // group), 16).half()
+    with pytest.raises(RuntimeError, match=r"0 or a multiple of 32 within the range 32 to weight_k_dim - 1"):
+        torch_npu.npu_weight_quant_batchmatmul(x.npu(), weight.npu(), scale.npu(), antiquant_group_size=group)
+    with pytest.raises(RuleError, match=rf"antiquantGroupSize: .* from 32 to K - 1 = {rows - 1}, got {group}"):
+        weight_rules(x, weight, scale, None, None, None, None, group)
 
 
 @pytest.fixture
