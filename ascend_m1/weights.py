@@ -51,7 +51,8 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
         config = BaichuanM1Config.from_dict(read_json(folder / "config.json"))
     if getattr(config, "quantization_config", None) is not None:
         raise ConfigError(
-            "quantization_config: a quantised checkpoint is for `ascend-m1 serve` or vLLM: give the original one here"
+            "quantization_config: a quantised checkpoint is for `ascend-m1` generate, chat and serve, or for vLLM: "
+            "give the original one here"
         )
     shapes = stored_shapes(folder)
     expected = expected_shapes(config, model_class)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..configuration_baichuan_m1 import BaichuanM1Config
 from ..device import choose_dtype
@@ -15,7 +16,7 @@ from ..errors import AscendM1Error, CheckpointError, ConfigError, TokenizerError
 from ..generation import SamplingOptions, honoured
 from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from ..parts import ModelParts
-from ..quantization.read import quantised_parts
+from ..quantization.read import quantised_model, quantised_parts
 from ..tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary
 from ..weights import read_json
 from .options import note
@@ -66,7 +67,7 @@ def open_checkpoint(directory: str) -> Checkpoint:
     """
     config = read_config(directory)
     path = Path(directory)
-    _check_generation_config(path / "generation_config.json", config)
+    _check_generation_config(path / GENERATION_CONFIG_NAME, config)
     tokenizer = _read_tokenizer(path)
     check_vocabulary(tokenizer, config)
     return Checkpoint(path, config, tokenizer)
@@ -74,25 +75,35 @@ def open_checkpoint(directory: str) -> Checkpoint:
 
 def load_model(checkpoint: Checkpoint, device: torch.device, dtype_name: str) -> BaichuanM1ForCausalLM:
     """The model on its device, ready to generate; tells of a dtype that is not the checkpoint's own."""
-    stored = checkpoint.config.dtype
-    dtype, reason = choose_dtype(dtype_name, device, stored if isinstance(stored, torch.dtype) else torch.float32)
-    if reason is not None:
-        note(reason)
-    loaded = BaichuanM1ForCausalLM.from_pretrained(
-        checkpoint.path, config=checkpoint.config, dtype=dtype, local_files_only=True
-    )
-    model: BaichuanM1ForCausalLM = loaded.to(device).eval()
+    path, config = checkpoint.path, checkpoint.config
+    dtype = _dtype(checkpoint, device, dtype_name)
+    if is_quantised(checkpoint):
+        model = quantised_model(path, config, device, dtype)
+        if (path / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    else:
+        loaded = BaichuanM1ForCausalLM.from_pretrained(path, config=config, dtype=dtype, local_files_only=True)
+        model = loaded.to(device).eval()
     model.generation_config = honoured(model.generation_config)
     return model
 
 
 def load_quantised(checkpoint: Checkpoint, device: torch.device, dtype_name: str) -> ModelParts:
     """A quantised checkpoint's parts on their device, activations in the dtype; tells of one that is not its own."""
+    return quantised_parts(checkpoint.path, checkpoint.config, device, _dtype(checkpoint, device, dtype_name))
+
+
+def is_quantised(checkpoint: Checkpoint) -> bool:
+    """Whether its layers' matrices are whole numbers."""
+    return getattr(checkpoint.config, "quantization_config", None) is not None
+
+
+def _dtype(checkpoint: Checkpoint, device: torch.device, name: str) -> torch.dtype:
     stored = checkpoint.config.dtype
-    dtype, reason = choose_dtype(dtype_name, device, stored if isinstance(stored, torch.dtype) else torch.float32)
+    dtype, reason = choose_dtype(name, device, stored if isinstance(stored, torch.dtype) else torch.float32)
     if reason is not None:
         note(reason)
-    return quantised_parts(checkpoint.path, checkpoint.config, device, dtype)
+    return dtype
 
 
 def _read_tokenizer(path: Path) -> Any:

@@ -15,8 +15,8 @@ def add_parser(commands: Any) -> None:
         "quantize",
         help="write a checkpoint with weights of 8 or 4 bits",
         description="Writes the layers' matrices as whole numbers and scales, in compressed-tensors' format, for "
-        "`ascend-m1 serve`. Embedding, head, norms and filters stay. It holds one shard at "
-        "a time; interrupted, the same command goes on.",
+        "`ascend-m1` serve, generate and chat. Embedding, head, norms and filters stay. It holds one shard at a time; "
+        "interrupted, the same command goes on.",
     )
     parser.add_argument("source", metavar="SOURCE", help="checkpoint directory, or m1-icd10 for the embedded one")
     parser.add_argument("target", metavar="TARGET", help="a new directory")

@@ -1,4 +1,4 @@
-"""A quantised checkpoint as parts of the paged inference model; the full weights are never held."""
+"""A quantised checkpoint as a model that generates, or as parts of the paged one; the full weights are never held."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ascend_m1_ops.products import choice
+from ascend_m1_ops.products.npu import product
 from ascend_m1_ops.quant_linear import Prepared, prepare, quant_linear
 
 from ..configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
-from ..errors import CheckpointError
+from ..device import is_npu
+from ..errors import CheckpointError, DeviceError
+from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from ..parts import LayerParts, ModelParts
 from ..weights import stored_shapes
 from .packing import PACKED, SCALE, read_description, unpack
-from .scheme import Scheme
+from .scheme import is_target
 
 
 class QuantProjection(nn.Module):
@@ -32,10 +36,17 @@ class QuantProjection(nn.Module):
 
 
 class _Folder:
-    """Tensors by name, each read when it is asked for."""
+    """Tensors by name, each read when it is asked for.
 
-    def __init__(self, folder: Path, scheme: Scheme, device: torch.device, dtype: torch.dtype) -> None:
-        self.folder, self.scheme, self.device, self.dtype = folder, scheme, device, dtype
+    Raises:
+        ConfigError: they are quantised in another way.
+        DeviceError: the device has no product of such weights with activations of the dtype.
+    """
+
+    def __init__(self, folder: Path, config: BaichuanM1Config, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+        self.scheme = read_description(config.quantization_config)
+        _refuse_dtype(device, dtype)
         self.places = stored_shapes(folder, dtypes=None)
 
     def raw(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -67,14 +78,44 @@ class _Folder:
             ) from None
 
 
+def _refuse_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    if not is_npu(device):
+        return
+    known = choice("quant_linear", product()).dtypes
+    if dtype not in known:
+        names = [str(dtype).removeprefix("torch.") for dtype in (dtype, *known)]
+        raise DeviceError(
+            f"dtype {names[0]}: quantised weights take {' or '.join(names[1:])} on {product()}: give --dtype {names[1]}"
+        )
+
+
+def quantised_model(
+    folder: Path, config: BaichuanM1Config, device: torch.device, dtype: torch.dtype
+) -> BaichuanM1ForCausalLM:
+    """A model in evaluation, quantised projections in the place of linear layers. Raises as ``quantised_parts``."""
+    files = _Folder(folder, config, device, dtype)
+    with torch.device("meta"):
+        model = BaichuanM1ForCausalLM(config).eval()
+    plain = {}
+    for name, weight in model.state_dict().items():
+        if is_target(name):
+            outputs, inputs = weight.shape
+            model.set_submodule(name.removesuffix(".weight"), files.matrix(inputs, (name, outputs)))
+        else:
+            plain[name] = files.plain(name, *weight.shape)
+    model.load_state_dict(plain, strict=False, assign=True)
+    return model
+
+
 def quantised_parts(folder: Path, config: BaichuanM1Config, device: torch.device, dtype: torch.dtype) -> ModelParts:
     """Everything of a quantised checkpoint's folder.
 
     Raises:
         ConfigError: it is quantised in another way.
         CheckpointError: a tensor is missing or does not fit.
+        DeviceError: the device has no product for the dtype.
     """
-    files = _Folder(folder, read_description(config.quantization_config), device, dtype)
+    files = _Folder(folder, config, device, dtype)
     hidden, vocab = config.hidden_size, config.vocab_size
     layers = [_layer(files, config, spec, f"model.layers.{i}.") for i, spec in enumerate(config.layer_specs)]
     return ModelParts(

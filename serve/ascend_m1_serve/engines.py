@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from transformers import GenerationConfig
 
-from ascend_m1.cli.loading import Checkpoint, load_model, load_quantised, open_checkpoint
+from ascend_m1.cli.loading import Checkpoint, is_quantised, load_model, load_quantised, open_checkpoint
 from ascend_m1.device import choose_device, choose_dtype
 from ascend_m1.errors import InputError
 from ascend_m1.inference import InferenceModel
@@ -153,10 +153,8 @@ def built_in(wanted: Wanted) -> BuiltIn:
     checkpoint = open_checkpoint(str(wanted.model))
     choose_dtype(wanted.dtype, device, checkpoint.config.dtype)
     options = _options(wanted, checkpoint)
-    if getattr(checkpoint.config, "quantization_config", None) is None:
-        source: Any = load_model(checkpoint, device, wanted.dtype)
-    else:
-        source = load_quantised(checkpoint, device, wanted.dtype)
+    load: Any = load_quantised if is_quantised(checkpoint) else load_model
+    source = load(checkpoint, device, wanted.dtype)
     model = InferenceModel(source, options.max_length)
     del source  # each of its matrices goes when its packed copy has come
     if options.graph != "inductor":

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import ascend_m1_hostnpu as host
+from ascend_m1.cli.loading import load_model, load_quantised, open_checkpoint
 from ascend_m1.cli.options import EMBEDDED
+from ascend_m1.errors import DeviceError
+from ascend_m1.quantization import read
 from ascend_m1.quantization.scheme import Scheme
 from ascend_m1.quantization.write import quantise_checkpoint
 from ascend_m1_ops import prepare, quant_linear
@@ -42,6 +45,23 @@ def test_a_310p_has_no_product_for_4_bits(monkeypatch: pytest.MonkeyPatch) -> No
     numbers, scales = make(96, 512, 4, 128, torch.float16)
     with pytest.raises(ValueError, match="a 310P takes weights of 8 bits only"):
         prepare(numbers.npu(), scales.npu(), 4)
+
+
+def test_a_dtype_that_has_no_product(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For either kind of model, before a weight is read."""
+    quantise_checkpoint(EMBEDDED, tmp_path / "model", Scheme(8), silent)
+    checkpoint = open_checkpoint(str(tmp_path / "model"))
+    for path in (tmp_path / "model").glob("*.safetensors"):
+        path.unlink()
+    npu0 = torch.device("npu", 0)
+    for load in (load_model, load_quantised):
+        with pytest.raises(
+            DeviceError, match=r"^dtype float32: quantised weights take float16 or bfloat16 on A2: give"
+        ):
+            load(checkpoint, npu0, "float32")
+    monkeypatch.setattr(read, "product", lambda: "310P")
+    with pytest.raises(DeviceError, match=r"^dtype bfloat16: quantised weights take float16 on 310P: give --dtype"):
+        load_model(checkpoint, npu0, "bfloat16")
 
 
 @pytest.mark.parametrize("scheme", [Scheme(8), Scheme(4, 64)], ids=["W8A16", "W4A16"])

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM
 from ascend_m1.cli import main
+from ascend_m1.cli.loading import load_model, open_checkpoint
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import CheckpointError, ConfigError, InputError
 from ascend_m1.inference import InferenceModel
@@ -137,6 +138,28 @@ def test_answers(quantised: tuple[Scheme, Path]) -> None:
     assert texts == list(CODES.values())
 
 
+@torch.no_grad()
+def test_a_model_that_generates(quantised: tuple[Scheme, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command, and in float32 beside the weights meant: prompt, then one token after the other."""
+    scheme, folder = quantised
+    question = "What does ICD-10-CM code E11 mean?"
+    assert main(["generate", "--model", str(folder), "--device", "cpu", "--dtype", "bfloat16", question]) == 0
+    assert capsys.readouterr().out == "Type 2 diabetes mellitus\n"
+    model = load_model(open_checkpoint(str(folder)), torch.device("cpu"), "float32")
+    exact, ids = meant(folder, scheme), torch.randint(100, 900, (2, 30))
+    torch.testing.assert_close(model(ids).logits, exact(ids).logits, rtol=0, atol=1e-4)
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "output_logits": True}
+    options["return_dict_in_generate"] = True
+    ours, theirs = (m.generate(ids, eos_token_id=-1, **options) for m in (model, exact))
+    assert torch.equal(ours.sequences, theirs.sequences)
+    torch.testing.assert_close(torch.stack(ours.logits), torch.stack(theirs.logits), rtol=0, atol=1e-4)
+
+
+def test_transformers_itself_is_told_who_reads_it(quantised: tuple[Scheme, Path]) -> None:
+    with pytest.raises(ConfigError, match="a quantised checkpoint is for `ascend-m1` generate, chat and serve"):
+        BaichuanM1ForCausalLM.from_pretrained(quantised[1])
+
+
 def test_everything_else_is_as_it_was(quantised: tuple[Scheme, Path]) -> None:
     scheme, folder = quantised
     before, after = load_file(EMBEDDED / "model.safetensors"), load_file(folder / "model.safetensors")
@@ -211,8 +234,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert main(["quantize", *arguments]) == 2
         assert capsys.readouterr().err.startswith(f"ascend-m1: error: {text}")
-    assert main(["generate", "--model", str(target), "x"]) == 2
-    assert "a quantised checkpoint is for `ascend-m1 serve` or vLLM" in capsys.readouterr().err
 
 
 def test_a_folder_that_lacks_something(tmp_path: Path) -> None:
