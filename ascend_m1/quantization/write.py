@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from ..weights import read_json, stored_shapes
 from .packing import PACKED, SCALE, SHAPE, describe, pack
 from .scheme import Scheme, is_target, quantise
 
-_PROGRESS = ".quantizing.json"  # in the target until it is whole
+_PROGRESS = ".quantizing.json"  # in the target until it is whole: options, and digests of the sources done
 _INDEX = "model.safetensors.index.json"
 _SKIPPED = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
 
@@ -33,7 +35,7 @@ def quantise_checkpoint(source: Path, target: Path, scheme: Scheme, tell: Callab
         tell: called with the shards done and all of them.
 
     Raises:
-        InputError: the target holds something else, or the group does not fit.
+        InputError: the target holds something else, the source has changed since, or the group does not fit.
         CheckpointError, ConfigError: the source cannot be used.
     """
     config = read_json(source / "config.json")
@@ -41,33 +43,41 @@ def quantise_checkpoint(source: Path, target: Path, scheme: Scheme, tell: Callab
     if config.get("quantization_config"):
         raise InputError(f"{source}: is quantised already: give the original checkpoint")
     shards = sorted({shard for _, shard in stored_shapes(source).values()})
-    _begin(
-        target, {"source": str(source.resolve()), "bits": scheme.bits, "group": scheme.group, "sizes": _sizes(shards)}
-    )
+    job = {"bits": scheme.bits, "group": scheme.group, "shards": [shard.name for shard in shards]}
+    done = _begin(target, job)
     for number, shard in enumerate(shards):
         tell(number, len(shards))
-        if not (target / shard.name).exists():
+        digest = _digest(shard)
+        if shard.name not in done:
             _write_shard(shard, target / shard.name, scheme)
+            done[shard.name] = digest
+            _write_text(target / _PROGRESS, json.dumps({**job, "done": done}))
+        elif done[shard.name] != digest:
+            raise InputError(f"{shard}: has changed since {target} was begun: remove {target}, or give a new folder")
     tell(len(shards), len(shards))
     _finish(source, target, config, scheme, [shard.name for shard in shards])
 
 
-def _sizes(shards: list[Path]) -> dict[str, int]:
-    return {shard.name: shard.stat().st_size for shard in shards}
+def _digest(path: Path) -> str:
+    """Read once for this and, from the system's cache, once for its tensors: little beside rounding them."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()
 
 
-def _begin(target: Path, job: dict[str, Any]) -> None:
+def _begin(target: Path, job: dict[str, Any]) -> dict[str, str]:
+    """The shards that are done and the digests of their sources."""
     marker = target / _PROGRESS
     if target.exists() and any(target.iterdir()):
         if not marker.exists():
             raise InputError(f"{target}: is not empty: give a new folder")
-        if json.loads(marker.read_text(encoding="utf-8")) != job:
-            raise InputError(
-                f"{target}: was begun with another source or other options: remove it, or give a new folder"
-            )
-        return
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        done: dict[str, str] = found.pop("done", {})
+        if found != job:
+            raise InputError(f"{target}: was begun with other options or other shards: remove it, or give a new folder")
+        return done
     target.mkdir(parents=True, exist_ok=True)
     _write_text(marker, json.dumps(job))
+    return {}
 
 
 def _write_shard(source: Path, target: Path, scheme: Scheme) -> None:
@@ -117,6 +127,6 @@ def _weight_map(folder: Path, shards: list[str]) -> dict[str, str]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.part")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)

@@ -192,8 +192,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def flip_a_bit(path: Path) -> Path:
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    return path
+
+
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
-    """Killed after its second shard; what was finished is not written again, and the end is the same."""
+    """Killed after its second shard; what was finished is not written again, and the end is the same.
+
+    A source of the same size whose last bit has changed meanwhile is noticed.
+    """
     source = sharded(tmp_path / "source")
     quantise_checkpoint(source, tmp_path / "whole", W4, silent)
     program = (
@@ -212,9 +224,14 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     first = tmp_path / "target/model-00001-of-00004.safetensors"
     written = first.stat().st_mtime_ns
     assert not (tmp_path / "target/config.json").exists()  # no checkpoint yet
-    with pytest.raises(InputError, match="was begun with another source or other options"):
+    with pytest.raises(InputError, match="was begun with other options or other shards"):
         quantise_checkpoint(source, tmp_path / "target", W8, silent)
-    quantise_checkpoint(source, tmp_path / "target", W4, silent)
+    changed = flip_a_bit(source / first.name)
+    with pytest.raises(InputError, match=rf"^{changed}: has changed since {tmp_path}/target was begun: remove"):
+        quantise_checkpoint(source, tmp_path / "target", W4, silent)
+    shutil.move(source, tmp_path / "moved")
+    flip_a_bit(tmp_path / "moved" / first.name)  # as it was, by another path and of another time
+    quantise_checkpoint(tmp_path / "moved", tmp_path / "target", W4, silent)
     assert first.stat().st_mtime_ns == written
     assert contents(tmp_path / "target") == contents(tmp_path / "whole")
 
