@@ -17,6 +17,7 @@ from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .errors import InputError
 from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from .pages import page_bytes, page_count, rank_layers
+from .quantization.scheme import Scheme, is_target
 
 PARTS = {
     "embedding": ("embed_tokens.",),
@@ -25,6 +26,7 @@ PARTS = {
     "norms": ("norm.", "_layernorm."),
     "head": ("lm_head.",),
 }
+_SPLIT_BY_INPUTS = (".o_proj.weight", ".down_proj.weight")  # over several devices; other matrices by outputs
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Plan:
     """Bytes on each device.
 
     Attributes:
-        weights: the device's share of the parameters.
+        weights: the device's share, quantised by ``scheme`` if there is one.
         cache: of ``batch`` sequences of ``length`` tokens.
         full_cache: what a cache without windows would take, for comparison.
         vllm_cache, vllm_page: the same sequences in vLLM, see ``pages``; not part of the total.
@@ -62,6 +64,7 @@ class Plan:
     length: int
     dtype: str
     devices: int
+    scheme: Scheme | None
     weights: int
     cache: CacheBytes
     full_cache: int
@@ -82,6 +85,7 @@ class Plan:
             "length": self.length,
             "dtype": self.dtype,
             "devices": self.devices,
+            "quantization": None if self.scheme is None else asdict(self.scheme),
             "bytes_per_device": {
                 "weights": self.weights,
                 "cache": cache,
@@ -94,13 +98,38 @@ class Plan:
 
 def parameters(config: BaichuanM1Config, devices: int = 1) -> dict[str, int]:
     """Parameters on each device by part (``PARTS``); with one device, of the model."""
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in BaichuanM1ForCausalLM(config).named_parameters()}
     counts = dict.fromkeys(PARTS, 0)
-    for name, shape in shapes.items():
+    for name, shape in _shapes(config).items():
         part = next(part for part, marks in PARTS.items() if any(mark in name for mark in marks))
         counts[part] += _share(config, name, shape, devices)
     return counts
+
+
+def weight_bytes(config: BaichuanM1Config, itemsize: int, scheme: Scheme | None, devices: int = 1) -> int:
+    """Bytes of all weights on each device, as they are stored and as an NPU holds them.
+
+    Of quantised matrices these are numbers of 8 or 4 bits, and scales as wide as the other weights.
+
+    Raises:
+        InputError: the groups do not fit a matrix, or a device's share of it.
+    """
+    total = 0
+    for name, shape in _shapes(config).items():
+        share = _share(config, name, shape, devices)
+        if scheme is None or not is_target(name):
+            total += share * itemsize
+            continue
+        inputs = shape[1] // devices if name.endswith(_SPLIT_BY_INPUTS) else shape[1]
+        group = scheme.group or inputs
+        if inputs % group:
+            raise InputError(f"{name}: {inputs} inputs on a device are no multiple of the group size {group}")
+        total += share * scheme.bits // 8 + share // group * itemsize
+    return total
+
+
+def _shapes(config: BaichuanM1Config) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in BaichuanM1ForCausalLM(config).named_parameters()}
 
 
 def _share(config: BaichuanM1Config, name: str, shape: tuple[int, ...], devices: int) -> int:
@@ -168,8 +197,15 @@ def activation_bytes(config: BaichuanM1Config, batch: int, length: int, itemsize
     return batch * length * (token + tables)
 
 
-def make_plan(config: BaichuanM1Config, batch: int, length: int, dtype: torch.dtype, devices: int = 1) -> Plan:
-    """The memory plan.
+def make_plan(
+    config: BaichuanM1Config,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    devices: int = 1,
+    scheme: Scheme | None = None,
+) -> Plan:
+    """The memory plan; ``scheme``: of quantised weights.
 
     Raises:
         InputError: a number is out of range, or the model cannot be split over so many devices.
@@ -196,7 +232,8 @@ def make_plan(config: BaichuanM1Config, batch: int, length: int, dtype: torch.dt
         length=length,
         dtype=str(dtype).removeprefix("torch."),
         devices=devices,
-        weights=sum(parameters(config, devices).values()) * size,
+        scheme=scheme,
+        weights=weight_bytes(config, size, scheme, devices),
         cache=cache_bytes(config, batch, length, size, devices=devices),
         full_cache=full_cache_bytes(config, batch, length, size, devices),
         vllm_cache=batch * page_count(layers, length) * page,

@@ -4,7 +4,7 @@
 
 Launches and bytes are those that the host NPU's log shows for a captured step (``ascend-m1 verify-npu``). It holds
 while memory is the bound, so not for batches of hundreds; and not for float32, 310P (their steps are composed of many
-more launches) or several devices.
+more launches), several devices or quantised weights.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def why_not(plan: Plan) -> str | None:
     """The reason why nothing is predicted for a plan; None: it can be."""
     if plan.dtype == "float32":
         return "float32: attention is then composed of plain products"
+    if plan.scheme is not None:
+        return "quantised weights: how near their products come to the memory's speed is not known"
     return None if plan.devices == 1 else "several devices: collectives are not counted"
 
 

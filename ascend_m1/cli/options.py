@@ -55,6 +55,23 @@ def add_sampling_options(parser: argparse.ArgumentParser, beams: bool = False) -
         group.add_argument("--num-beams", type=int, default=1, metavar="N", help="beam search, printed when finished")
 
 
+def add_scheme_options(parser: argparse.ArgumentParser, bits: int | None) -> None:
+    """--bits and --group-size of quantised weights; ``bits``: the default, None for weights as they are."""
+    remark = "4" if bits else "weights as they are"
+    parser.add_argument(
+        "--bits",
+        type=int,
+        default=bits,
+        help=f"of a weight; 8: one scale for a row, 4: for a group (default: {remark})",
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help="inputs that share a scale: 32, 64, 128 or 256 (default: 128; with 8 bits none)",
+    )
+
+
 def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
     """The checked options. Raises InputError."""
     from ..generation import SamplingOptions

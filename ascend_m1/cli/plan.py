@@ -7,10 +7,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError, InputError
-from .options import quiet, write
+from .options import add_scheme_options, quiet, write
 
 if TYPE_CHECKING:
+    from ..configuration_baichuan_m1 import BaichuanM1Config
     from ..plan import Plan
+    from ..quantization.scheme import Scheme
 
 GIB = 1 << 30
 
@@ -29,6 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once (default: 1)")
     parser.add_argument("--length", type=int, metavar="N", help="tokens of each (default: the whole context)")
     parser.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 or float16 (default: bfloat16)")
+    add_scheme_options(parser, bits=None)
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="tensor-parallel devices, as a plan only")
     parser.add_argument("--memory", type=float, metavar="GIB", help="memory of one device: does it fit?")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -51,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     with quiet():
         config = BaichuanM1Config() if arguments.model is None else read_config(arguments.model)
         length = config.max_position_embeddings if arguments.length is None else arguments.length
-        plan = make_plan(config, arguments.batch, length, DTYPES[arguments.dtype], arguments.devices)
+        plan = make_plan(
+            config, arguments.batch, length, DTYPES[arguments.dtype], arguments.devices, _scheme(arguments, config)
+        )
         counts = parameters(config)
     result = {"model": arguments.model or "Baichuan-M1-14B", "parameters": counts | {"total": sum(counts.values())}}
     result |= plan.as_dict()
@@ -66,6 +71,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _scheme(arguments: argparse.Namespace, config: BaichuanM1Config) -> Scheme | None:
+    """What is asked for, or how the checkpoint is quantised already."""
+    from ..quantization.packing import read_description
+    from ..quantization.scheme import Scheme
+
+    bits, group = arguments.bits, arguments.group_size
+    description = getattr(config, "quantization_config", None)
+    if description is not None:
+        if bits is not None or group is not None:
+            raise InputError(f"{arguments.model}: is quantised already: leave --bits and --group-size out")
+        return read_description(description)
+    if bits is None:
+        if group is not None:
+            raise InputError(f"--group-size {group} is of quantised weights: give --bits 4, too")
+        return None
+    return Scheme.of(bits, group)
+
+
 def _table(result: dict[str, Any], plan: Plan) -> str:
     counts = result["parameters"]
     total = counts["total"]
@@ -75,7 +98,7 @@ def _table(result: dict[str, Any], plan: Plan) -> str:
     lines += ["", f"{where}, {plan.dtype}, batch {plan.batch}, {plan.length:,} tokens each"]
     cache = plan.cache
     rows = [
-        ("weights", plan.weights, ""),
+        ("weights", plan.weights, str(plan.scheme or "")),
         ("cache", cache.total, f"a cache without windows: {_size(plan.full_cache)}"),
         ("  global layers", cache.global_layers, "K and V of every token"),
         ("  window layers", cache.window_layers, "rings as long as the window"),

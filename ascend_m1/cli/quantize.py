@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import EMBEDDED, note
+from .options import EMBEDDED, add_scheme_options, note
 
 
 def add_parser(commands: Any) -> None:
@@ -20,9 +20,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="checkpoint directory, or m1-icd10 for the embedded one")
     parser.add_argument("target", metavar="TARGET", help="a new directory")
-    parser.add_argument("--bits", type=int, default=4, help="8: one scale for a row, 4: one for a group (default: 4)")
-    parser.add_argument("--group-size", type=int, metavar="N", help="inputs that share a scale: 32, 64, 128 or 256 "
-                        "(default: 128; with 8 bits none)")  # fmt: skip
+    add_scheme_options(parser, bits=4)
     parser.set_defaults(run=run)
 
 
@@ -32,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..quantization.write import quantise_checkpoint
     from .loading import read_config
 
-    group = arguments.group_size
-    scheme = Scheme(arguments.bits, 128 if group is None and arguments.bits == 4 else group)
+    scheme = Scheme.of(arguments.bits, arguments.group_size)
     source = EMBEDDED if arguments.source == "m1-icd10" else Path(arguments.source)
     read_config(str(source))
     quantise_checkpoint(source, Path(arguments.target), scheme, lambda done, all: note(f"{done} of {all} shards"))

@@ -13,6 +13,7 @@ from ..errors import InputError
 
 # The layers' matrices. Embedding and head stay: NormHead divides by the norms of the head's rows.
 TARGETS = (".W_pack.weight", ".o_proj.weight", ".gate_proj.weight", ".up_proj.weight", ".down_proj.weight")
+DEFAULT_GROUP = 128
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # shares of the largest weight that the range may end at, for int4
 
 
@@ -34,6 +35,14 @@ class Scheme:
             raise InputError(f"group size {self.group} with 4 bits: give one of {', '.join(map(str, GROUPS))}")
         if self.bits not in (4, 8):
             raise InputError(f"{self.bits} bits: give 4 or 8")
+
+    @classmethod
+    def of(cls, bits: int, group: int | None) -> Scheme:
+        """As the command line says it: 4 bits without a group have groups of 128. Raises InputError."""
+        return cls(bits, DEFAULT_GROUP if group is None and bits == 4 else group)
+
+    def __str__(self) -> str:
+        return "W8A16" if self.group is None else f"W4A16 in groups of {self.group}"
 
     @property
     def largest(self) -> int:

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM, M1Cache
+from ascend_m1.cli.options import EMBEDDED
+from ascend_m1.errors import InputError
 from ascend_m1.plan import activation_bytes, cache_bytes, longest, make_plan, parameters, possible_devices
 from ascend_m1.prediction import decode_bytes
+from ascend_m1.quantization.scheme import Scheme
+from ascend_m1.quantization.write import quantise_checkpoint
 
 from .conftest import Cli, tiny_config
 
@@ -151,8 +156,58 @@ def test_prediction_is_called_one(cli: Cli) -> None:
     assert cli("plan", "--batch", 64).out.count("does not fit") == 3
 
 
+@pytest.mark.parametrize("scheme", [Scheme(8), Scheme(4, 32), Scheme(4, 256)], ids=str)
+def test_quantised_weights_are_those_of_a_folder(cli: Cli, scheme: Scheme, tmp_path: Path) -> None:
+    quantise_checkpoint(EMBEDDED, tmp_path / "model", scheme, lambda done, all: None)
+    stored = load_file(tmp_path / "model/model.safetensors")
+    size = sum(tensor.nbytes for name, tensor in stored.items() if not name.endswith("_shape"))
+    options = ["--bits", scheme.bits, *(["--group-size", scheme.group] if scheme.group else [])]
+    dtype = str(stored["lm_head.weight"].dtype).removeprefix("torch.")
+    for model, more in ((tmp_path / "model", []), (EMBEDDED, options)):
+        plan = json.loads(cli("plan", "--json", "--model", model, "--dtype", dtype, *more).out)
+        assert plan["quantization"] == {"bits": scheme.bits, "group": scheme.group}
+        assert plan["bytes_per_device"]["weights"] == size
+    assert str(scheme) in cli("plan", "--model", tmp_path / "model").out
+
+
+def test_scales_of_matrices_split_by_inputs() -> None:
+    """A row's only scale is on every device, a group's on the one that has the group."""
+    config = BaichuanM1Config()
+    norms = parameters(config)["norms"] * 2
+    repeated = {Scheme(8): 40 * 2 * 5120 * 2, Scheme(4, 128): 0}  # of o_proj and down_proj
+    for scheme, again in repeated.items():
+        one, two = (make_plan(config, 1, 1, torch.bfloat16, n, scheme).weights for n in (1, 2))
+        assert 2 * two - one == norms + again
+
+
 @pytest.mark.parametrize(
-    ("options", "reason"), [(("--dtype", "float32"), "float32"), (("--devices", 2), "several devices")]
+    ("options", "text"),
+    [
+        (("--group-size", 64), "--group-size 64 is of quantised weights: give --bits 4, too"),
+        (("--bits", 8, "--group-size", 64), "group size 64 with 8 bits: 8 bits have one scale for a row: leave it out"),
+        (("--bits", 3), "3 bits: give 4 or 8"),
+    ],
+)
+def test_quantisation_that_is_none(cli: Cli, options: tuple[object, ...], text: str) -> None:
+    ran = cli("plan", *options)
+    assert (ran.status, ran.err) == (2, f"ascend-m1: error: {text}\n")
+
+
+def test_groups_that_do_not_fit() -> None:
+    config = BaichuanM1Config(intermediate_size=17408 + 128)
+    with pytest.raises(
+        InputError, match=r"down_proj.weight: .* inputs on a device are no multiple of the group size 256"
+    ):
+        make_plan(config, 1, 1, torch.bfloat16, 1, Scheme(4, 256))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--dtype", "float32"), "float32"),
+        (("--devices", 2), "several devices"),
+        (("--bits", 4), "quantised weights"),
+    ],
 )
 def test_nothing_is_predicted_where_nothing_was_counted(cli: Cli, options: tuple[object, ...], reason: str) -> None:
     assert f"no prediction of decode speed for {reason}" in cli("plan", *options).out
