@@ -9,6 +9,8 @@ import torch
 from transformers import AutoTokenizer
 
 from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1.quantization.scheme import Scheme
+from ascend_m1.quantization.write import quantise_checkpoint
 
 from ..model.golden import ROOT
 from .engine import Job
@@ -48,8 +50,17 @@ def test_the_answers_are_those_of_the_weights_meant(
         assert sample["text"] == answer
 
 
+@torch.no_grad()
+def test_a_folder_of_our_command(tmp_path: Path) -> None:
+    """vLLM keeps its scales in its own dtype, which is bfloat16 here, as the activations."""
+    quantise_checkpoint(MODEL, tmp_path / "model", Scheme(4, 128), lambda done, all: None)
+    job = Job(str(tmp_path / "model"), questions(), engine={"dtype": "bfloat16", "skip_tokenizer_init": False})
+    job.sampling.update(detokenize=True, ignore_eos=False)
+    assert [sample["text"] for sample in run(job, tmp_path)["rounds"][0]] == list(ANSWERS.values())
+
+
 def test_eight_bits_beside_wide_activations_have_no_kernel_here(tmp_path: Path) -> None:
-    write(MODEL, tmp_path / "model", 8, activations=False)
+    quantise_checkpoint(MODEL, tmp_path / "model", Scheme(8), lambda done, all: None)
     with pytest.raises(AssertionError, match=r"Quant type \(uint8b128\) not supported by CPUWNA16"):
         run(Job(str(tmp_path / "model"), [[1]], engine={"dtype": "bfloat16"}), tmp_path)
 
