@@ -95,7 +95,7 @@ def quantised_model(
     """A model in evaluation, quantised projections in the place of linear layers. Raises as ``quantised_parts``."""
     files = _Folder(folder, config, device, dtype)
     with torch.device("meta"):
-        model = BaichuanM1ForCausalLM(config).eval()
+        model: BaichuanM1ForCausalLM = BaichuanM1ForCausalLM(config).eval()
     plain = {}
     for name, weight in model.state_dict().items():
         if is_target(name):
