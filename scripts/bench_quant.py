@@ -31,14 +31,14 @@ from ascend_m1_ops import Prepared, dequantised, pack, packed_linear, packing_pa
 from ascend_m1_serve.engine.core import Core, EngineOptions, make_core
 from ascend_m1_serve.protocol import Sampling
 from bench.ggml import Ggml
-from bench.machine import describe_machine, matmul_probe, read_probe
+from bench.machine import describe_machine, matmul_probe
 from bench.report import Spread, markdown_table, publish, ratios, write_section
 
 SECTION = "bench_quant"
 GROUP, BITS = 128, 4
 ROWS = (1, 4, 16, 512)
 SEQUENCES = (1, 4, 16)
-PROMPT, STEPS, CHUNK = 32, 3, 512
+PROMPT, STEPS, CHUNK = 8, 3, 512
 PROBE_BYTES = 2**28
 TORCH_PRODUCT = torch.ops.aten._weight_int4pack_mm_for_cpu
 GOAL_DECODE, GOAL_PREFILL = 0.65, 0.60
@@ -72,7 +72,8 @@ class Probes:
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
-        self.read, self.bytes = read_probe([torch.ones(PROBE_BYTES // 4 // 4096, 4096)])
+        memory = torch.ones(PROBE_BYTES // 4)
+        self.read, self.bytes = memory.sum, memory.nbytes
         self.multiply, self.operations = matmul_probe(torch.bfloat16)
 
     def measure(self) -> None:
