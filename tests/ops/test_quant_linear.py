@@ -63,6 +63,22 @@ def test_our_product_of_four_bits(rows: int, outputs: int, inputs: int, group: i
     torch.testing.assert_close(quant_linear(x, prepared).double(), want, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(1, 64), "must be bfloat16, int16 and bfloat16"),
+        (torch.zeros(1, 128).bfloat16(), r"x must be \[rows, 64\], not \[1, 128\]"),
+        (torch.zeros(64).bfloat16(), r"not \[64\]"),
+    ],
+)
+def test_our_product_refuses_rows_that_do_not_fit(x: torch.Tensor, message: str) -> None:
+    if not native.available():
+        pytest.skip("hardware: no AVX512-BF16")
+    weight = prepare(*make(32, 64, 4, 32, torch.bfloat16), 4)
+    with pytest.raises(ValueError, match=message):
+        quant_linear(x, weight)
+
+
 def test_our_product_under_torch_compile() -> None:
     if not native.available():
         pytest.skip("hardware: no AVX512-BF16")

@@ -55,7 +55,17 @@ def forward(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
     return out
 
 
+def _check(x: Tensor, numbers: Tensor, scales: Tensor) -> None:
+    """What follows goes by addresses."""
+    inputs, dtypes = numbers.shape[1] * 8, (x.dtype, numbers.dtype, scales.dtype)
+    if x.dim() != 2 or x.shape[1] != inputs:
+        raise ValueError(f"int4_linear: x must be [rows, {inputs}], not {list(x.shape)}")
+    if dtypes != (torch.bfloat16, torch.int16, torch.bfloat16):
+        raise ValueError(f"int4_linear: x, numbers and scales must be bfloat16, int16 and bfloat16, not {dtypes}")
+
+
 def _forward(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
+    _check(x, numbers, scales)
     x = x.contiguous()
     (rows, inputs), outputs = x.shape, numbers.shape[0] * _ROW_BLOCK
     y = x.new_empty(rows, outputs)
@@ -65,6 +75,7 @@ def _forward(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
 
 
 def _forward_fake(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
+    _check(x, numbers, scales)
     return x.new_empty(x.shape[0], numbers.shape[0] * _ROW_BLOCK)
 
 
