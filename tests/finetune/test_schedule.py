@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Trainer, TrainingArguments, get_wsd_schedule
 
 from ascend_m1.errors import InputError
 from ascend_m1_finetune import wsd_lambda_lr, wsd_multiplier
@@ -57,6 +60,38 @@ def test_lambda_lr_follows_the_function_and_resumes() -> None:
     second.load_state_dict(first.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
     assert begun + run(second, 5) == rates
+
+
+@given(shapes())
+def test_plateau_and_decay_are_those_of_transformers(shape: tuple[int, int, int, float]) -> None:
+    """Its "warmup_stable_decay" with linear decay; its warm-up begins at 0, which wastes the first update."""
+    warmup, total, decay, min_ratio = shape
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_wsd_schedule(optimizer, warmup, decay, total, decay_type="linear", min_lr_ratio=min_ratio)
+    (rate,) = theirs.lr_lambdas
+    for step in range(warmup, total):
+        assert wsd_multiplier(step, warmup, total, decay, min_ratio) == pytest.approx(rate(step), abs=1e-12)
+
+
+def test_the_trainer_resumes_on_the_curve(tmp_path: Path) -> None:
+    """The rates that are logged are the function's, through a stop and a new process's objects."""
+
+    def trainer(steps: int) -> Trainer:
+        model = torch.nn.Linear(2, 1)
+        model.forward = lambda x: {"loss": torch.nn.functional.linear(x, model.weight).square().mean()}
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
+        arguments = TrainingArguments(
+            str(tmp_path), max_steps=steps, save_steps=6, logging_steps=1, use_cpu=True, report_to=[], disable_tqdm=True
+        )
+        arguments.remove_unused_columns, arguments.label_names = False, ["x"]
+        scheduler = wsd_lambda_lr(optimizer, warmup=3, total=12, decay=5, min_ratio=0.1)
+        return Trainer(model, arguments, train_dataset=[{"x": torch.ones(2)}] * 200, optimizers=(optimizer, scheduler))
+
+    trainer(6).train()
+    resumed = trainer(12)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    rates = [entry["learning_rate"] for entry in resumed.state.log_history if "loss" in entry]
+    assert rates == [0.5 * wsd_multiplier(step, 3, 12, 5, 0.1) for step in range(12)]
 
 
 @pytest.mark.parametrize(
