@@ -7,6 +7,7 @@ for another's adapter, no weight is gathered, and a captured graph serves any mi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -29,6 +30,7 @@ TARGETS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+_NUMBERS = (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))  # for some modules, for all others
 _PREFIX = "base_model.model.model.layers."
 Pair = tuple[Tensor, Tensor]  # A [rank, in] and scale · B [out, rank]
 
@@ -49,8 +51,7 @@ def read_adapter(folder: Path, config: BaichuanM1Config) -> Adapter:
     """
     if not folder.is_dir():
         raise CheckpointError(f"adapter {folder} is not a directory: give the folder that holds adapter_config.json")
-    options = read_json(folder / "adapter_config.json")
-    rank, scale = _rank_and_scale(folder / "adapter_config.json", options)
+    options = _plain_options(folder / "adapter_config.json")
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: save the adapter with PEFT's save_pretrained")
@@ -64,6 +65,7 @@ def read_adapter(folder: Path, config: BaichuanM1Config) -> Adapter:
     pairs: dict[tuple[int, str], Pair] = {}
     for layer, target in dict.fromkeys((layer, target) for layer, target, _ in matrices):
         found = [matrices.get((layer, target, which)) for which in ("lora_A", "lora_B")]
+        rank, scale = _rank_and_scale(folder / "adapter_config.json", options, f"model.layers.{layer}.{target}")
         wanted = _shapes(config, layer, target, rank)
         for matrix, which, shape in zip(found, ("lora_A", "lora_B"), wanted, strict=True):
             if matrix is None or matrix.shape != shape:
@@ -73,23 +75,42 @@ def read_adapter(folder: Path, config: BaichuanM1Config) -> Adapter:
         assert a is not None
         assert b is not None
         pairs[layer, target] = a, b.double() * scale
-    return Adapter(rank, pairs)
+    return Adapter(max((len(a) for a, _ in pairs.values()), default=0), pairs)
 
 
-def _rank_and_scale(path: Path, options: dict[str, Any]) -> tuple[int, float]:
+def _plain_options(path: Path) -> dict[str, Any]:
+    """Of adapter_config.json, which must ask for nothing but A and B."""
+    options = read_json(path)
     kind = options.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{path}: peft_type={kind!r}: only LORA is served: merge other adapters into the model")
-    for name in ("bias", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern"):
+    for name in ("bias", "use_dora", "modules_to_save"):
         value = options.get(name)
         if value and value != "none":
             raise CheckpointError(
                 f"{path}: {name}={value!r}: not served beside other adapters: merge it into the model"
             )
-    rank, alpha = options.get("r"), options.get("lora_alpha")
+    return options
+
+
+def _rank_and_scale(path: Path, options: dict[str, Any], module: str) -> tuple[int, float]:
+    """Of a module's matrices: those of a pattern that its name ends with, or the adapter's."""
+    rank, alpha = (_of_pattern(path, options, *names, module) for names in _NUMBERS)
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
         raise CheckpointError(f"{path}: r={rank!r}, lora_alpha={alpha!r}: both must be positive numbers")
     return rank, alpha / (sqrt(rank) if options.get("use_rslora") else rank)
+
+
+def _of_pattern(path: Path, options: dict[str, Any], pattern: str, default: str, module: str) -> Any:
+    try:
+        for name, value in (options.get(pattern) or {}).items():
+            if re.match(rf"(.*\.)?({name})$", module):  # PEFT's rule
+                return value
+    except (AttributeError, re.error):
+        raise CheckpointError(
+            f"{path}: {pattern}={options[pattern]!r}: give regular expressions for names of modules, and numbers"
+        ) from None
+    return options.get(default)
 
 
 def _place(key: str, path: Path) -> tuple[int, str, str]:
@@ -97,6 +118,8 @@ def _place(key: str, path: Path) -> tuple[int, str, str]:
     number, _, rest = key.removeprefix(_PREFIX).partition(".")
     target, _, which = rest.removesuffix(".weight").rpartition(".")
     targets = {target for names in TARGETS.values() for target in names}
+    if key.endswith((".conv_k", ".conv_v")):
+        raise CheckpointError(f"{path}: {key}: trained filters are not served: merge them with `ascend-m1 export`")
     if not key.startswith(_PREFIX) or target not in targets or which not in ("lora_A", "lora_B"):
         raise CheckpointError(f"{path}: {key}: only {', '.join(sorted(targets))} of the layers can have an adapter")
     return int(number), target, which

@@ -66,10 +66,10 @@ def run(model: InferenceModel, texts: list[Tensor], slots: list[int]) -> Tensor:
 
 
 def test_a_mixed_batch_equals_peft(tmp_path: Path) -> None:
-    """Other ranks, scales and targets; a slot that is emptied and used again."""
+    """Other ranks, scales and targets, for some modules too; a slot that is emptied and used again."""
     folders = [
         save_adapter(tmp_path / "a", 1),
-        save_adapter(tmp_path / "b", 2, r=8, use_rslora=True),
+        save_adapter(tmp_path / "b", 2, r=8, use_rslora=True, rank_pattern={"W_pack": 3}, alpha_pattern={r"1\..*": 5}),
         save_adapter(tmp_path / "c", 3, r=1, target_modules=["W_pack", "up_proj"]),
     ]
     model, slots = serving()
@@ -109,6 +109,8 @@ def test_a_rank_that_does_not_fit(tmp_path: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\]"),
         ({"use_dora": True}, "use_dora=True"),
         ({"r": 0}, "r=0"),
+        ({"rank_pattern": ["W_pack"]}, r"rank_pattern=\['W_pack'\]: give regular expressions"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern={'\(': 1}: give regular"),
         ({"r": 5}, r"lora_A of layer 0's .* has shape \[4, .*: expected \[5, "),
     ],
 )
@@ -133,6 +135,10 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
         read_adapter(folder, config)
     save_file(tensors | {"base_model.model.lm_head.lora_A.weight": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match=r"lm_head.lora_A.weight: only "):
+        read_adapter(folder, config)
+    filters = "base_model.model.model.layers.0.self_attn.conv_k"
+    save_file(tensors | {filters: torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=r"conv_k: trained filters are not served: merge them with `ascend-m1 ex"):
         read_adapter(folder, config)
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="cannot be read"):
