@@ -1,4 +1,4 @@
-"""Packing of tokenised documents into rows of one length, several documents to a row.
+"""Tokenised documents as batches: packed into rows of one length, several documents to a row, or padded.
 
 It knows token ids and their borders, not text and not the model. The model separates the documents of a row by
 ``position_ids`` (they restart at 0) or by the published ``seqlens`` (end offsets); both are produced here.
@@ -44,6 +44,10 @@ class PackedRows:
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
 
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        """One row as the model's arguments, each [L]: what is packed is a data set for torch and for the Trainer."""
+        return {"input_ids": self.input_ids[row], "labels": self.labels[row], "position_ids": self.position_ids[row]}
+
 
 def document(parts: Sequence[tuple[Sequence[int], bool]]) -> Document:
     """Join ``(ids, learn)`` parts into one document; only parts with ``learn`` are answers.
@@ -56,7 +60,7 @@ def document(parts: Sequence[tuple[Sequence[int], bool]]) -> Document:
 
 
 def pack_documents(documents: Sequence[Document], length: int, pad_id: int = 0) -> PackedRows:
-    """Pack documents greedily, each into the first row that has room for it.
+    """Pack documents greedily, each into the row where it leaves the least room.
 
     Documents keep their order inside a row and are never split or cut.
 
@@ -71,20 +75,43 @@ def pack_documents(documents: Sequence[Document], length: int, pad_id: int = 0) 
     if length <= 0 or not documents:
         raise InputError(f"{len(documents)} documents for rows of {length} tokens: give at least one of each")
     rows: list[list[Document]] = []
-    room: list[int] = []
-    first_open = 0
+    by_room: dict[int, list[int]] = {}  # rows by the tokens that they can still take
+    rooms = 0  # the keys of by_room that have rows, as bits: the least one that suffices is found at once
     for index, item in enumerate(documents):
         size = _checked_size(index, item, length)
-        # Full rows at the front can never take a document again; skipping them keeps long lists quick.
-        while first_open < len(rows) and room[first_open] == 0:
-            first_open += 1
-        row = next((r for r in range(first_open, len(rows)) if room[r] >= size), len(rows))
-        if row == len(rows):
+        enough = rooms >> size
+        room = size + (enough & -enough).bit_length() - 1 if enough else length
+        if enough:
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+        else:
+            row = len(rows)
             rows.append([])
-            room.append(length)
         rows[row].append(item)
-        room[row] -= size
+        by_room.setdefault(room - size, []).append(row)
+        rooms |= 1 << room - size
     return _to_tensors(rows, length, pad_id)
+
+
+def pad_documents(documents: Sequence[Document], pad_id: int = 0) -> dict[str, Tensor]:
+    """Documents beside each other, padded at the end to the longest: a data collator for what is not packed.
+
+    Returns:
+        input_ids, labels, attention_mask: [B, longest] int64, as the model takes them.
+    """
+    shape = (len(documents), max(len(item.input_ids) for item in documents))
+    batch = {
+        "input_ids": torch.full(shape, pad_id, dtype=torch.int64),
+        "labels": torch.full(shape, IGNORED, dtype=torch.int64),
+        "attention_mask": torch.zeros(shape, dtype=torch.int64),
+    }
+    for row, item in enumerate(documents):
+        size = len(item.input_ids)
+        batch["input_ids"][row, :size] = torch.tensor(item.input_ids)
+        batch["labels"][row, :size] = torch.tensor(item.labels)
+        batch["attention_mask"][row, :size] = 1
+    return batch
 
 
 def _checked_size(index: int, item: Document, length: int) -> int:

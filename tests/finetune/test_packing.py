@@ -63,7 +63,7 @@ def test_seqlens_are_the_restarts(given_documents: list[Document]) -> None:
 
 
 @given(documents())
-def test_first_fit(given_documents: list[Document]) -> None:
+def test_a_row_is_begun_only_where_no_other_has_room(given_documents: list[Document]) -> None:
     """No row could have taken a document that opened a later row."""
     packed = pack_documents(given_documents, LENGTH)
     used = (packed.input_ids != 0).sum(1).tolist()
