@@ -67,7 +67,7 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
                 "use the config.json and the weights of one checkpoint"
             )
     for name, shape in expected.items():
-        _require(folder, name, shape, present.get(name.removeprefix(f"{prefix}.")))
+        require_tensor(folder, name, shape, present.get(name.removeprefix(f"{prefix}.")))
 
 
 def check_unquantised(folder: Path, model_class: type, config: BaichuanM1Config) -> None:
@@ -75,7 +75,7 @@ def check_unquantised(folder: Path, model_class: type, config: BaichuanM1Config)
     shapes = stored_shapes(folder, dtypes=None)
     for name, shape in expected_shapes(config, model_class).items():
         if name.endswith(_UNQUANTISED):
-            _require(folder, name, shape, shapes.get(name))
+            require_tensor(folder, name, shape, shapes.get(name))
 
 
 def expected_shapes(config: BaichuanM1Config, model_class: Any) -> dict[str, tuple[int, ...]]:
@@ -84,7 +84,8 @@ def expected_shapes(config: BaichuanM1Config, model_class: Any) -> dict[str, tup
         return {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
 
 
-def _require(folder: Path, name: str, shape: tuple[int, ...], found: tuple[tuple[int, ...], Path] | None) -> None:
+def require_tensor(folder: Path, name: str, shape: tuple[int, ...], found: tuple[tuple[int, ...], Path] | None) -> None:
+    """Raises CheckpointError unless a tensor was found, and of this shape; ``found`` is from ``stored_shapes``."""
     if found is None:
         raise CheckpointError(f"{folder}: tensor {name} is missing from its shards: {_FETCH}")
     if found[0] != shape:

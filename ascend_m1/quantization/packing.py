@@ -26,7 +26,8 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """The inverse of ``pack``."""
-    pieces: Tensor = packed.unsqueeze(-1) >> torch.arange(0, 32, bits, dtype=torch.int32) & (2**bits - 1)
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=packed.device)
+    pieces: Tensor = packed.unsqueeze(-1) >> shifts & (2**bits - 1)
     return (pieces - (1 << bits - 1)).to(torch.int8).flatten(1)
 
 
