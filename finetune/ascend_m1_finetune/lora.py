@@ -35,7 +35,7 @@ GROUPS = {
     "mlp": _MLP,
 }
 _NAMES = (*PACKED, *GROUPS["all"], *GROUPS)
-_FILTERS = (".conv_k", ".conv_v")
+FILTERS = (".conv_k", ".conv_v")
 
 
 def add_lora(
@@ -65,7 +65,7 @@ def add_lora(
     else:
         adapted = _WithFilters(model, config)
         for name, parameter in model.named_parameters():
-            if name.endswith(_FILTERS):
+            if name.endswith(FILTERS):
                 parameter.data = parameter.data.float()  # as PEFT does with its matrices: 16 bits lose small updates
                 parameter.requires_grad_(True)
     parts = _split(targets)[1]
@@ -155,7 +155,7 @@ class _WithFilters(PeftModelForCausalLM):
         if not kwargs.get("is_main_process", True):
             return
         state = kwargs.get("state_dict") or self.state_dict()
-        filters = {name: tensor.cpu() for name, tensor in state.items() if name.endswith(_FILTERS)}
+        filters = {name: tensor.cpu() for name, tensor in state.items() if name.endswith(FILTERS)}
         path = Path(save_directory) / "adapter_model.safetensors"
         beside = path.with_name(f".{path.name}.part")
         save_file({**load_file(path), **filters}, beside, metadata={"format": "pt"})

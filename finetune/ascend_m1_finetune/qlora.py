@@ -72,7 +72,7 @@ class _Product(torch.autograd.Function):
         return (gradient @ weight.to(gradient.dtype)).to(ctx.dtype), None, None, None
 
 
-def load_quantised(folder: Path, dtype: torch.dtype) -> BaichuanM1ForCausalLM:
+def quantised_base(folder: Path, dtype: torch.dtype) -> BaichuanM1ForCausalLM:
     """The model of a quantised checkpoint; everything but its matrices, and what it computes, in ``dtype``.
 
     Raises:

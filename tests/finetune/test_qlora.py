@@ -26,7 +26,7 @@ from ascend_m1.quantization.scheme import Scheme, quantise
 from ascend_m1.quantization.write import quantise_checkpoint
 from ascend_m1.steps import Chunk, prefill_step
 from ascend_m1_finetune.lora import add_lora
-from ascend_m1_finetune.qlora import FrozenLinear, load_quantised, restore
+from ascend_m1_finetune.qlora import FrozenLinear, quantised_base, restore
 
 SCHEMES = [Scheme(8), Scheme(4, 64)]
 IDS = torch.randint(3, 2000, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def test_training_is_that_over_the_weights_meant(folder: Path, tmp_path: Path) -
     """Four steps of the Trainer with checkpointing beside the same over plain linear layers: 1e-5 in float32."""
     trained = []
     for plain in (False, True):
-        base = load_quantised(folder, torch.float32)
+        base = quantised_base(folder, torch.float32)
         if plain:
             restore(base)
         torch.manual_seed(0)
@@ -83,7 +83,7 @@ def test_training_is_that_over_the_weights_meant(folder: Path, tmp_path: Path) -
 
 def test_no_weight_is_kept_in_full(folder: Path) -> None:
     """Of the matrices 4 or 8 bits a number and the scales stay, and the backward pass holds no copy."""
-    base = load_quantised(folder, torch.bfloat16)
+    base = quantised_base(folder, torch.bfloat16)
     frozen = [module for module in base.modules() if isinstance(module, FrozenLinear)]
     numbers = sum(module.in_features * module.out_features for module in frozen)
     assert len(frozen) == 5 * base.config.num_hidden_layers
@@ -99,14 +99,14 @@ def test_no_weight_is_kept_in_full(folder: Path) -> None:
 
 def test_the_adapter_loads_over_the_same_base_and_in_the_engine(folder: Path, tmp_path: Path) -> None:
     """Float32; the engine's product adds in another order: 1e-3 of logits that reach 20."""
-    lm = add_lora(load_quantised(folder, torch.float32), 4, 8, targets="q_proj,k_proj,mlp")
+    lm = add_lora(quantised_base(folder, torch.float32), 4, 8, targets="q_proj,k_proj,mlp")
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if "lora_B" in name and "W_pack" not in name:
                 parameter.normal_(std=0.05)
         lm.save_pretrained(tmp_path)
         wanted = lm(IDS[:1]).logits[0, -1]
-        plain = load_quantised(folder, torch.float32)
+        plain = quantised_base(folder, torch.float32)
         assert (plain(IDS[:1]).logits[0, -1] - wanted).abs().max() > 0.1
         assert torch.equal(PeftModel.from_pretrained(plain, tmp_path)(IDS[:1]).logits[0, -1], wanted)
         serving = InferenceModel(quantised_parts(folder, lm.config, torch.device("cpu"), torch.float32), 64)
@@ -117,7 +117,7 @@ def test_the_adapter_loads_over_the_same_base_and_in_the_engine(folder: Path, tm
 
 
 def test_merging_into_numbers_is_refused(folder: Path) -> None:
-    lm = add_lora(load_quantised(folder, torch.float32), 4, 8)
+    lm = add_lora(quantised_base(folder, torch.float32), 4, 8)
     for safe in (False, True):
         with pytest.raises(InputError, match="cannot be merged into quantised weights: use `ascend-m1 export`"):
             lm.merge_and_unload(safe_merge=safe)
@@ -125,10 +125,10 @@ def test_merging_into_numbers_is_refused(folder: Path) -> None:
 
 def test_folders_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json: not quantised: make such a checkpoint with"):
-        load_quantised(EMBEDDED, torch.float32)
+        quantised_base(EMBEDDED, torch.float32)
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     tensors = load_file(broken / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight_scale"
     save_file({**tensors, name: tensors[name][:-1].contiguous()}, broken / "model.safetensors")
     with pytest.raises(CheckpointError, match=rf"tensor {name} has shape \[767, "):
-        load_quantised(broken, torch.float32)
+        quantised_base(broken, torch.float32)

@@ -1,0 +1,165 @@
+"""An adapter merged into its base: a checkpoint in the published format, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1.errors import CheckpointError, InputError
+from ascend_m1.weights import check_checkpoint, read_json
+
+from .lora import FILTERS
+from .qlora import quantised_base, restore
+
+SHARD = "5GB"
+# Relative error of the merged model's logits. Rounding the merged weights costs about as much as computing in their
+# dtype: 1 % with bfloat16 and a few layers. An adapter that is missing or wrong is off by what it does to the logits.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
+_REMOTE = "ascend_m1_remote"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What the check found, as relative distances of logits: base to adapter, and adapter to merged model."""
+
+    effect: float
+    error: float
+
+
+def export(base: Path, adapter: Path, target: Path, tell: Callable[[str], None]) -> Merged:
+    """Merge, compare the logits with those of base and adapter, and write.
+
+    Args:
+        base: the checkpoint that the adapter was trained on, plain or quantised; the result is plain, in its dtype.
+        adapter: a folder of PEFT's, of any kind that can be merged; trained filters included.
+        target: must not exist, or be empty.
+        tell: called with each step's name.
+
+    Raises:
+        InputError: the target is not empty.
+        CheckpointError, ConfigError: base or adapter cannot be used, do not fit each other, or the merged model's
+            logits differ.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target}: is not empty: give a new folder")
+    tell(f"reading {base}")
+    model = _read_base(base)
+    probe = _probe(model)
+    plain = _logits(model, probe)
+    tell(f"merging {adapter}")
+    adapted = _read_adapter(model, adapter)
+    wanted = _logits(adapted, probe)
+    merged: BaichuanM1ForCausalLM = adapted.merge_and_unload(safe_merge=True)
+    found = Merged(_distance(plain, wanted), _distance(_logits(merged, probe), wanted))
+    tolerance = TOLERANCE[merged.dtype]
+    if not (found.error <= tolerance and (found.effect <= tolerance or found.error <= found.effect / 2)):
+        raise CheckpointError(
+            f"adapter {adapter}: merged, the logits differ by {found.error:.1%} (the adapter changes them by "
+            f"{found.effect:.1%}): nothing is written: the weights' {merged.dtype} cannot hold it: use it unmerged"
+        )
+    tell(f"writing {target}")
+    _write(merged, base, target)
+    return found
+
+
+def _read_base(base: Path) -> BaichuanM1ForCausalLM:
+    config = read_json(base / "config.json")
+    if not config.get("quantization_config"):
+        model: BaichuanM1ForCausalLM = BaichuanM1ForCausalLM.from_pretrained(base, local_files_only=True)
+        return model  # in its own dtype, for evaluation
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), torch.float32)
+    model = quantised_base(base, stored)
+    restore(model)
+    return model
+
+
+def _read_adapter(model: BaichuanM1ForCausalLM, adapter: Path) -> PeftModel:
+    """PEFT's own loading passes over tensors that are missing or too many; here they are named."""
+    path = adapter / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+        adapted: PeftModel = PeftModel.from_pretrained(model, str(adapter), local_files_only=True).eval()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist: save the adapter with PEFT's save_pretrained") from None
+    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(
+            f"adapter {adapter} does not fit its base ({reason}): give the base it was trained on"
+        ) from (error)
+    wanted = set(get_peft_model_state_dict(adapted))
+    filters = {name for name in adapted.state_dict() if name.endswith(FILTERS)}
+    for name in sorted(wanted - stored):
+        raise CheckpointError(f"{path}: tensor {name} is missing: copy the adapter again")
+    for name in sorted(stored - wanted - filters):
+        raise CheckpointError(f"{path}: tensor {name} has no place in the base: give the one it was trained on")
+    return adapted
+
+
+def _probe(model: BaichuanM1ForCausalLM) -> Tensor:
+    """Tokens [2, 64], the same each time."""
+    return torch.randint(model.config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _logits(model: BaichuanM1ForCausalLM | PeftModel, probe: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=probe, use_cache=False).logits
+    return logits.float()
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """Relative to ``other``. NaN, which no comparison lets pass, where one of them is not finite."""
+    return float((one - other).norm() / other.norm())
+
+
+def _write(merged: BaichuanM1ForCausalLM, base: Path, target: Path) -> None:
+    """Beside the target, then under its name: it appears at once and whole."""
+    beside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)  # of a killed run
+    beside.mkdir(parents=True)
+    try:
+        merged.save_pretrained(beside, max_shard_size=SHARD)
+        _copy_others(base, beside)
+        check_checkpoint(beside, BaichuanM1ForCausalLM, {})
+        os.replace(beside, target)
+    except SafetensorError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error}): free some space or write elsewhere") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _copy_others(base: Path, folder: Path) -> None:
+    """Everything but the weights is the base's: its tokenizer, templates, code and config.json."""
+    for path in base.iterdir():
+        if path.is_file() and not path.name.endswith(_WEIGHTS):
+            shutil.copyfile(path, folder / path.name)
+    config = read_json(base / "config.json")
+    config.pop("quantization_config", None)
+    if "auto_map" not in config:
+        config["auto_map"] = _write_remote_code(folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_remote_code(folder: Path) -> dict[str, str]:
+    """For ``trust_remote_code`` without ``import ascend_m1``: where transformers finds the classes."""
+    found = {
+        "AutoConfig": "BaichuanM1Config",
+        "AutoModel": "BaichuanM1Model",
+        "AutoModelForCausalLM": "BaichuanM1ForCausalLM",
+    }
+    words = '"""The model is in the package ascend-m1, which must be installed."""'
+    text = f"{words}\n\nfrom ascend_m1 import {', '.join(found.values())}\n"
+    (folder / f"{_REMOTE}.py").write_text(text, encoding="utf-8")
+    return {auto: f"{_REMOTE}.{name}" for auto, name in found.items()}

@@ -1,0 +1,55 @@
+"""``ascend-m1 export``: an adapter merged into its base."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ascend_m1.cli.options import EMBEDDED, note, quiet
+from ascend_m1.errors import CheckpointError, InputError
+from ascend_m1.weights import read_json
+
+_EMBEDDED_NAME = "m1-icd10"
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = commands.add_parser(
+        "export",
+        help="merge an adapter into its base",
+        description="Writes a checkpoint in the published format: the base with the adapter merged into its weights, "
+        "after a comparison of the logits. The folder appears when it is whole.",
+    )
+    parser.add_argument("adapter", metavar="ADAPTER", help="a folder of PEFT's, as `ascend-m1 train` writes it")
+    parser.add_argument("target", metavar="TARGET", help="a new directory")
+    parser.add_argument(
+        "--model", metavar="DIR", help="the base, plain or quantised (default: the one that the adapter names)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Folders are looked at before anything is loaded."""
+    if find_spec("peft") is None:
+        raise InputError('peft not installed: pip install "ascend-m1[finetune]"')
+    from ascend_m1.cli.loading import read_config
+
+    from .export import export
+
+    adapter, target = Path(arguments.adapter), Path(arguments.target)
+    if not adapter.is_dir():
+        raise CheckpointError(f"adapter {adapter} is not a directory: give the folder that holds adapter_config.json")
+    named = arguments.model or read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not named:
+        raise InputError(f"{adapter / 'adapter_config.json'}: names no base: give --model")
+    base = EMBEDDED if named == _EMBEDDED_NAME else Path(str(named))
+    read_config(str(base))
+    with quiet():
+        merged = export(base, adapter, target, note)
+    note(
+        f"{target}: written; the adapter changes the logits by {merged.effect:.2%}, merged they differ by "
+        f"{merged.error:.2%} from that"
+    )
+    return 0

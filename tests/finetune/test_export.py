@@ -1,0 +1,180 @@
+"""``ascend-m1 export``: a merged checkpoint that answers as base and adapter do, or one line and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1.cli import main
+from ascend_m1.cli.options import EMBEDDED
+from ascend_m1.errors import CheckpointError
+from ascend_m1.quantization.scheme import Scheme
+from ascend_m1.quantization.write import quantise_checkpoint
+from ascend_m1_finetune import export as exporting
+from ascend_m1_finetune.export import export
+from ascend_m1_finetune.lora import add_lora
+from ascend_m1_finetune.qlora import quantised_base
+
+IDS = torch.randint(3, 2000, (2, 30), generator=torch.Generator().manual_seed(1))
+
+
+def base_model(folder: Path = EMBEDDED) -> BaichuanM1ForCausalLM:
+    return BaichuanM1ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model.eval()(IDS).logits
+    return found
+
+
+def fill(adapted: Any, size: float = 0.3) -> None:
+    """Weights as after a training that changed much."""
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=size)
+            elif name.endswith(("conv_k", "conv_v")):
+                parameter.add_(0.3)
+        for module in adapted.modules():
+            if hasattr(module, "outside"):
+                module.weight.masked_fill_(module.outside, 0)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    adapted = add_lora(base_model(), 4, 1, targets="q_proj,v_proj,mlp", train_convolution=True)
+    fill(adapted)
+    folder = tmp_path_factory.mktemp("adapter")
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
+def assert_exported(target: Path, wanted: Tensor, plain: Tensor) -> None:
+    """In float32 but for the stored weights' bfloat16, which moves logits far less than the adapter does."""
+    found = logits(base_model(target))
+    assert (wanted - plain).norm() > 0.2 * plain.norm()
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_the_command(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights merged, all other files the base's; a plain process loads it with trust_remote_code."""
+    target = tmp_path / "new" / "merged"
+    assert main(["export", str(adapter), str(target)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["reading", "merging", "writing", f"{target}:"]
+    assert_exported(target, logits(PeftModel.from_pretrained(base_model(), adapter)), logits(base_model()))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"):
+        assert (target / name).read_bytes() == (EMBEDDED / name).read_bytes()
+    config = json.loads((target / "config.json").read_text())
+    remote = config.pop("auto_map")
+    assert config == json.loads((EMBEDDED / "config.json").read_text())
+    stored, source = load_file(target / "model.safetensors"), load_file(EMBEDDED / "model.safetensors")
+    assert {k: (v.dtype, v.shape) for k, v in stored.items()} == {k: (v.dtype, v.shape) for k, v in source.items()}
+    assert [path.name for path in target.parent.iterdir()] == ["merged"]
+    program = (
+        "import sys; from transformers import AutoModelForCausalLM\nassert 'ascend_m1' not in sys.modules\n"
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)).__name__)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, target], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.stdout.strip() == remote["AutoModelForCausalLM"].split(".")[1] == "BaichuanM1ForCausalLM", done.stderr
+    assert main(["export", str(adapter), str(target)]) == 2
+    assert capsys.readouterr().err == f"ascend-m1: error: {target}: is not empty: give a new folder\n"
+
+
+def test_a_quantised_base_is_written_out_in_full(tmp_path: Path) -> None:
+    quantise_checkpoint(EMBEDDED, tmp_path / "base", Scheme(4, 64), lambda done, all: None)
+    torch.manual_seed(0)
+    adapted = add_lora(quantised_base(tmp_path / "base", torch.float32), 4, 8)
+    fill(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = export(tmp_path / "base", tmp_path / "adapter", tmp_path / "target", lambda step: None)
+    assert merged.effect > 0.2
+    assert "quantization_config" not in json.loads((tmp_path / "target/config.json").read_text())
+    plain = logits(quantised_base(tmp_path / "base", torch.float32))
+    assert_exported(tmp_path / "target", logits(adapted), plain)
+
+
+def test_shards(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "SHARD", "2MB")
+    export(EMBEDDED, adapter, tmp_path / "target", lambda step: None)
+    shards = sorted(path.name for path in (tmp_path / "target").glob("*.safetensors"))
+    assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
+    assert len(shards) > 3
+    assert_exported(tmp_path / "target", logits(PeftModel.from_pretrained(base_model(), adapter)), logits(base_model()))
+
+
+def test_a_killed_export_leaves_no_checkpoint(adapter: Path, tmp_path: Path) -> None:
+    """Killed just before the last step; the next run removes what was begun."""
+    program = (
+        "import os, sys, signal; from pathlib import Path; from ascend_m1_finetune import export\n"
+        "export.check_checkpoint = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "export.export(*map(Path, sys.argv[1:]), print)\n"
+    )
+    target = tmp_path / "target"
+    killed = subprocess.run(
+        [sys.executable, "-c", program, EMBEDDED, adapter, target], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".target.part"]
+    export(EMBEDDED, adapter, target, lambda step: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_merge_that_loses_the_adapter_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if PEFT had merged nothing."""
+    adapted = get_peft_model(base_model(), LoraConfig(r=4, target_modules=["up_proj"], task_type="CAUSAL_LM"))
+    fill(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: base_model().bfloat16().eval(), raising=False)
+    with pytest.raises(CheckpointError, match=r"merged, the logits differ by \d+\.\d% .*: nothing is written"):
+        export(EMBEDDED, tmp_path / "adapter", tmp_path / "target", lambda step: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_what_cannot_be_merged(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(folder: Path, *more: str) -> str:
+        assert main(["export", str(folder), str(tmp_path / "target"), *more]) == 2
+        assert not (tmp_path / "target").exists()
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        return line.removeprefix("ascend-m1: error: ")
+
+    assert refused(tmp_path / "x") == (
+        f"adapter {tmp_path / 'x'} is not a directory: give the folder that holds adapter_config.json"
+    )
+    assert refused(adapter, "--model", "/nowhere").startswith("model /nowhere does not exist")
+    broken = Path(shutil.copytree(adapter, tmp_path / "broken"))
+    path = broken / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+    save_file({key: value for key, value in tensors.items() if key != name}, path)
+    assert refused(broken) == f"{path}: tensor {name} is missing: copy the adapter again"
+    other = name.replace("layers.1", "layers.9")
+    save_file({**tensors, other: tensors[name].clone()}, path)
+    assert refused(broken) == f"{path}: tensor {other} has no place in the base: give the one it was trained on"
+    save_file({**tensors, name: tensors[name][:, :9].contiguous()}, path)
+    assert "does not fit its base (size mismatch for" in refused(broken)
+    path.write_bytes(b"nothing")
+    assert "does not fit its base" in refused(broken)
+    path.unlink()
+    assert refused(broken) == f"{path} does not exist: save the adapter with PEFT's save_pretrained"
+    settings = json.loads((broken / "adapter_config.json").read_text())
+    (broken / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
+    assert refused(broken) == f"{broken / 'adapter_config.json'}: names no base: give --model"
