@@ -47,7 +47,7 @@ def fill(adapted: Any, size: float = 0.3) -> None:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=size)
-            elif name.endswith(("conv_k", "conv_v")):
+            elif name.endswith(("conv_k", "conv_v")) and parameter.requires_grad:
                 parameter.add_(0.3)
         for module in adapted.modules():
             if hasattr(module, "outside"):
