@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,43 @@ def test_folders_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     save_file({**tensors, name: tensors[name][:-1].contiguous()}, broken / "model.safetensors")
     with pytest.raises(CheckpointError, match=rf"tensor {name} has shape \[767, "):
         quantised_base(broken, torch.float32)
+
+
+PROGRAM = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from ascend_m1_finetune.lora import add_lora
+from ascend_m1_finetune.qlora import quantised_base
+
+def gradients(shard):
+    torch.manual_seed(0)
+    lm = add_lora(quantised_base(Path(sys.argv[1]), torch.float32), 4, 8, targets="q_proj,v_proj,mlp")
+    if shard:
+        mesh = init_device_mesh("cpu", (2,))
+        for module in (*lm.get_base_model().model.layers, lm):
+            fully_shard(module, mesh=mesh)
+    ids = torch.randint(3, 2000, (2, 40), generator=torch.Generator().manual_seed(0))
+    lm(input_ids=ids, labels=ids).loss.backward()
+    found = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
+    return {name: g.full_tensor() if shard else g for name, g in found.items()}
+
+dist.init_process_group("gloo")
+whole, sharded = gradients(False), gradients(True)
+assert len(whole) == 4 * 4 * 2 and whole.keys() == sharded.keys()
+for name in whole:
+    torch.testing.assert_close(sharded[name], whole[name], atol=1e-7, rtol=1e-5)
+dist.destroy_process_group()
+"""
+
+
+def test_sharded_by_fsdp2_the_gradients_are_the_same(tmp_path: Path) -> None:
+    """Numbers, scales and the blocks of q's and v's adapters in two processes, which see the same batch."""
+    folder = tmp_path / "model"
+    quantise_checkpoint(EMBEDDED, folder, Scheme(4, 64), lambda done, all: None)
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", program, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
