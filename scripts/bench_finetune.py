@@ -38,7 +38,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LENGTH, BATCH = 1024, 8
 # The published proportions of layers, hidden states and vocabulary, at a size that two cores train.
 GEOMETRY = {
-    "vocab_size": 16384,
+    "vocab_size": 4096,
     "hidden_size": 640,
     "intermediate_size": 2176,
     "num_hidden_layers": 8,
@@ -55,7 +55,7 @@ GEOMETRY = {
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=48)
+    parser.add_argument("--documents", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--clock",
