@@ -107,6 +107,7 @@ class Front:
     async def chat_ids(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> list[int]:
         """A conversation in the checkpoint's chat format. Raises InputError, TokenizerError."""
         text = chat_text(self.tokenizer, messages, **template)
+        check_unicode(text)
         self._check_length(text)
         if len(text) <= _INLINE:
             return chat_ids(self.tokenizer, text)

@@ -71,14 +71,16 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
     prompt, values = form.text("prompt", content), form.values(content, form.VLLM)
     count, candidates = candidates_of(values)
     model = values.get("model", "None")
-    tokens = content.get("stop_token_ids") or []
+    tokens = content.get("stop_token_ids")
     sampling = sampling_of(
         front,
         values,
         values.get("max_tokens", front.max_new),
         presence_penalty=values.get("presence_penalty", 0.0),
         frequency_penalty=values.get("frequency_penalty", 0.0),
-        stop_token_ids=frozenset(form.token_ids("stop_token_ids", tokens, front.engine.limits.vocab_size)),
+        stop_token_ids=frozenset(
+            form.token_ids("stop_token_ids", [] if tokens is None else tokens, front.engine.limits.vocab_size)
+        ),
         ignore_eos=values.get("ignore_eos", False),
         logprobs=0 if candidates > count else None,
     )

@@ -69,7 +69,7 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
     async def stop(model: str, request: Request) -> Response:
         adapter_of(front, model)
         content = await read_object(request)
-        identity = content.get("id")
+        identity = form.value("id", content.get("id"), form.TRITON_ID)
         if identity not in running:
             raise MindieError(404, "NotFoundError", f"Request {identity} not found.")
         for answer in running[identity]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -62,13 +63,21 @@ async def prompt_ids(front: Front, asked: ChatRequest) -> list[int]:
     messages = [message.for_template() for message in asked.messages]
     if asked.tool_choice not in (None, "auto", "none"):
         raise InputError("tool_choice: only auto and none: the checkpoint's template has no form for calls of tools")
+    if asked.chat_template is not None:
+        raise InputError("chat_template: a template is a program, only the checkpoint's own is run: leave it out")
     template = dict(asked.chat_template_kwargs)
-    reserved = template.keys() & {"tokenize", "add_generation_prompt", "conversation", "tools", "return_dict"}
+    reserved = template.keys() & reserved_names(front.tokenizer)
     if reserved:
         raise InputError(f"chat_template_kwargs: {min(reserved)} is set by the server: leave it out")
     if asked.tools and asked.tool_choice != "none":
         template["tools"] = asked.tools
     return await front.chat_ids(messages, **template)
+
+
+def reserved_names(tokenizer: Any) -> set[str]:
+    """What a request may not give to the template: options of the call, and what the template finds there itself."""
+    call = inspect.signature(tokenizer.apply_chat_template).parameters
+    return {*call, "messages", "raise_exception", "strftime_now", *tokenizer.special_tokens_map}
 
 
 def choice(front: Front, index: int, answer: Answer, pieces: Sequence[Piece], asked: ChatRequest) -> dict[str, Any]:

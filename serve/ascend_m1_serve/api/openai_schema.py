@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ascend_m1.errors import InputError
 
 from ..front import Asked, check_unicode
+from ..mindie.requests import stops
 from .openai_structured import Structured
 
-MOST_STOPS = 16
+MOST_DIGITS = 10  # of a token's id; int() refuses thousands of them
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -31,11 +32,11 @@ class Common(Structured):
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
-    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: Probability | None = None
-    repetition_penalty: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, gt=0, allow_inf_nan=False)
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = Field(default_factory=dict)
@@ -59,17 +60,13 @@ class Common(Structured):
 
     def stops(self) -> list[str]:
         """Raises InputError for an empty one, or too many."""
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop
-        if len(stops) > MOST_STOPS or "" in stops:
-            raise InputError(f"stop: give at most {MOST_STOPS} strings, none of them empty")
-        for stop in stops:
-            check_unicode(stop)
-        return stops
+        return stops(self.stop)
 
     def biases(self, vocab_size: int) -> dict[int, float]:
         """Raises InputError for a key that is no token."""
         for token in self.logit_bias:
-            if not token.isascii() or not token.isdigit() or int(token) >= vocab_size:
+            digits = len(token) <= MOST_DIGITS and token.isascii() and token.isdigit()
+            if not digits or int(token) >= vocab_size:
                 raise InputError(f"logit_bias: key {token[:40]!r}: give token ids below {vocab_size}")
         return {int(token): bias for token, bias in self.logit_bias.items()}
 
@@ -107,6 +104,7 @@ class ChatRequest(Common):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    chat_template: Any = None  # refused where it is given
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 

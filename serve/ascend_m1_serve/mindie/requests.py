@@ -20,7 +20,7 @@ from ..front import check_unicode
 Kind = Literal["float", "integer", "boolean", "string"]
 _TYPES: dict[Kind, tuple[type, ...]] = {"float": (float, int), "integer": (int,), "boolean": (bool,), "string": (str,)}
 _MOST = 2**31 - 1
-_STOP_CHARACTERS = 32768  # of all stop strings of a request
+_MOST_STOPS, _STOP_CHARACTERS = 1024, 32768  # of a request, together
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ def stops(given: Any, longest: int = _STOP_CHARACTERS) -> list[str]:
     found = [given] if isinstance(given, str) else given
     if not isinstance(found, list) or not all(isinstance(stop, str) for stop in found):
         raise InputError("stop must be string type or a list of strings.")
+    if len(found) > _MOST_STOPS:
+        raise InputError(f"stop must have at most {_MOST_STOPS} strings, got {len(found)}.")
     for stop in found:
         check_unicode(stop)
     if not all(1 <= len(stop) <= longest for stop in found) or sum(map(len, found)) > _STOP_CHARACTERS:

@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 
 from ascend_m1.cli.options import EMBEDDED
 
+from .running import ENGINE
+
 MODEL = "m1-icd10"
 ASK: list[Any] = [{"role": "user", "content": "What does ICD-10-CM code J45 mean?"}]
 ANSWER = "Asthma"
@@ -81,6 +83,14 @@ def test_stop_string(client: OpenAI) -> None:
     assert (choice.message.content, choice.finish_reason) == ("As", "stop")
     chunks = list(ask(client, stop="th", stream=True, extra_body={"include_stop_str_in_output": True}))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Asth"
+
+
+def test_ranges_are_mindies(client: OpenAI) -> None:
+    """More than OpenAI's own."""
+    assert ask(client, stop=[f"{number} and no more" for number in range(1024)]).choices[0].message.content == ANSWER
+    limit = 2 if ENGINE == "vllm" else 1e6
+    assert ask(client, temperature=limit, seed=1, max_tokens=2).usage.completion_tokens == 2
+    assert ask(client, extra_body={"repetition_penalty": 1e6}, max_tokens=2).usage.completion_tokens == 2
 
 
 def test_length(client: OpenAI) -> None:
@@ -154,8 +164,11 @@ def test_tools_reach_the_template(client: OpenAI) -> None:
         ({"temperature": "warm"}, 400, "temperature: "),
         ({"n": 0}, 400, "n: "),
         ({"top_logprobs": 2}, 400, "top_logprobs: set logprobs"),
-        ({"stop": [""]}, 400, "stop: give at most"),
+        ({"stop": [""]}, 400, "stop must have 1 to 32768 characters each, 32768 together"),
+        ({"stop": ["x"] * 1025}, 400, "stop must have at most 1024 strings, got 1025"),
+        ({"stop": ["x" * 32768, "y"]}, 400, "stop must have 1 to 32768 characters each, 32768 together"),
         ({"logit_bias": {"x": 1}}, 400, "logit_bias: key 'x'"),
+        ({"logit_bias": {"1" * 5000: 1}}, 400, "logit_bias: key '1111"),
         ({"max_tokens": 0}, 400, "max_tokens: "),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, 400, "give the schema"),
         ({"extra_body": {"structured_outputs": {"regex": "("}}}, 400, "regex: "),
@@ -170,7 +183,18 @@ def test_tools_reach_the_template(client: OpenAI) -> None:
         ),
         ({"extra_body": {"guided_choice": []}}, 400, "guided_choice: "),
         ({"n": 129}, 400, "129 answers to a prompt: this server gives at most 128"),
-        ({"extra_body": {"chat_template_kwargs": {"tokenize": True}}}, 400, "tokenize is set by the server"),
+        *(
+            ({"extra_body": {"chat_template_kwargs": {name: value}}}, 400, f"{name} is set by the server")
+            for name, value in {
+                "tokenize": True,
+                "chat_template": "{{ 1/0 }}",
+                "continue_final_message": True,
+                "messages": [],
+                "raise_exception": 1,
+                "bos_token": "x",
+            }.items()
+        ),
+        ({"extra_body": {"chat_template": "{{ 1/0 }}"}}, 400, "chat_template: a template is a program"),
     ],
     ids=str,
 )

@@ -221,6 +221,7 @@ def test_health(client: Client) -> None:
         ("/generate", {"prompt": "x", "stream": 1}, "stream must be boolean type."),
         ("/generate", {"prompt": "x", "top_p": 0}, "top_p must be in (0, 1]."),
         ("/generate", {"prompt": "x", "stop": [""]}, "stop must have 1 to 32768 characters each, 32768 together."),
+        ("/generate", {"prompt": "x", "stop_token_ids": False}, "stop_token_ids must be a list of integers."),
         ("/generate", {"prompt": "x", "n": 2, "temperature": 0}, "n and best_of must be 1 where temperature is 0."),
         ("/generate", {"prompt": "x", "best_of": 2, "temperature": 0}, "n and best_of must be 1 where"),
         ("/generate", {"prompt": "x", "n": 3, "best_of": 2}, "best_of must not be less than n, which is 3."),
@@ -237,6 +238,8 @@ def test_health(client: Client) -> None:
         ("/infer", {"inputs": "x", "parameters": {"priority": 6}}, "priority must be in [1, 5]."),
         ("/infer_token", {"input_id": [-1]}, "input_id must have ids in [0, "),
         (f"/v2/models/{MODEL}/generate", {"text_input": "x", "id": "a b"}, "id must match "),
+        (f"/v2/models/{MODEL}/stopInfer", {"id": []}, "id must be string type."),
+        (f"/v2/models/{MODEL}/stopInfer", {}, "id must be string type."),
         (f"/v2/models/{MODEL}/infer", {"inputs": []}, "inputs must be a list of one object."),
     ],
 )
