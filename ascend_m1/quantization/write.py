@@ -36,7 +36,7 @@ def quantise_checkpoint(source: Path, target: Path, scheme: Scheme, tell: Callab
 
     Raises:
         InputError: the target holds something else, the source has changed since, or the group does not fit.
-        CheckpointError, ConfigError: the source cannot be used.
+        CheckpointError, ConfigError: the source cannot be used, or the target not written.
     """
     config = read_json(source / "config.json")
     BaichuanM1Config.from_dict(dict(config))
@@ -70,8 +70,11 @@ def _begin(target: Path, job: dict[str, Any]) -> dict[str, str]:
     if target.exists() and any(target.iterdir()):
         if not marker.exists():
             raise InputError(f"{target}: is not empty: give a new folder")
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        done: dict[str, str] = found.pop("done", {})
+        try:
+            found = json.loads(marker.read_text(encoding="utf-8"))
+            done: dict[str, str] = found.pop("done", {})
+        except (ValueError, AttributeError, TypeError):  # no JSON, no object
+            raise InputError(f"{marker}: is damaged: remove {target}, or give a new folder") from None
         if found != job:
             raise InputError(f"{target}: was begun with other options or other shards: remove it, or give a new folder")
         return done
@@ -97,6 +100,8 @@ def _write_shard(source: Path, target: Path, scheme: Scheme) -> None:
         save_file(stored, beside, metadata={"format": "pt"})
         beside.chmod(source.stat().st_mode & 0o777)
         os.replace(beside, target)
+    except SafetensorError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error}): free some space, then run it again") from None
     finally:
         beside.unlink(missing_ok=True)
 

@@ -253,6 +253,36 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert capsys.readouterr().err.startswith(f"ascend-m1: error: {text}")
 
 
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff"])
+def test_a_damaged_record_of_what_is_done(content: bytes, tmp_path: Path) -> None:
+    marker = tmp_path / ".quantizing.json"
+    marker.write_bytes(content)
+    with pytest.raises(InputError, match=f"{marker}: is damaged: remove {tmp_path}, or give a new folder"):
+        quantise_checkpoint(EMBEDDED, tmp_path, W4, silent)
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """Files of 300 KiB at most; nothing half-written stays."""
+    program = (
+        "import resource, sys; from ascend_m1.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300 * 1024, 300 * 1024))\n"
+        "sys.exit(main(['quantize', 'm1-icd10', sys.argv[1]]))\n"
+    )
+    paths = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("", "ops"))
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith(f"ascend-m1: error: {tmp_path}/model.safetensors: cannot be written (")
+    assert "Traceback" not in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".quantizing.json"]
+
+
 def test_a_folder_that_lacks_something(tmp_path: Path) -> None:
     quantise_checkpoint(EMBEDDED, tmp_path / "model", W4, silent)
     path = tmp_path / "model/model.safetensors"
