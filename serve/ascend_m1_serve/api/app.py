@@ -23,7 +23,7 @@ from . import (
     operation,
     page,
 )
-from .guards import LimitBodies, LogRequests, RequireKey
+from .guards import AnswerFailures, LimitBodies, LogRequests, RequireKey
 from .mindie_common import MindieSettings
 
 Plane = Literal["service", "management", "metrics"]
@@ -49,13 +49,18 @@ def create_app(
     settings: MindieSettings | None = None,
     planes: Collection[Plane] = PLANES,
 ) -> FastAPI:
-    """The planes that share an address; unless told otherwise all of them."""
-    options, settings = options or ApiOptions(), settings or MindieSettings()
+    """The planes that share an address; unless told otherwise all of them.
+
+    Args:
+        settings: of a config.json; without one MindIE's families have the usual ones, OpenAI's none.
+    """
+    options, configured, settings = options or ApiOptions(), settings, settings or MindieSettings()
     app = FastAPI(title="ascend-m1", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
     if "service" in planes:
-        for part in (openai_chat, openai_completions, models):
-            app.include_router(part.routes(front))
+        for part in (openai_chat, openai_completions):
+            app.include_router(part.routes(front, configured))
+        app.include_router(models.routes(front))
         for family in (mindie_text, mindie_own, mindie_triton):
             app.include_router(family.routes(front, settings))
         app.include_router(page.routes())
@@ -67,5 +72,6 @@ def create_app(
     app.add_middleware(LimitBodies, limit=options.max_body)
     if options.key is not None:
         app.add_middleware(RequireKey, key=options.key)
+    app.add_middleware(AnswerFailures)
     app.add_middleware(LogRequests)  # the outermost: it sees what the others refuse
     return app

@@ -80,7 +80,7 @@ def _allowed(request: Request) -> list[str]:
 
 
 def install(app: FastAPI) -> None:
-    """Every error of the app in that shape."""
+    """Every error that a request may raise in that shape; for others see ``guards.AnswerFailures``."""
 
     def handle(request: Request, error: Exception) -> Response:
         response = error_response(error)
@@ -88,5 +88,5 @@ def install(app: FastAPI) -> None:
             response.headers["Allow"] = ", ".join(_allowed(request))
         return response
 
-    for kind in (ApiError, AscendM1Error, BusyError, EngineError, ValidationError, HTTPException, Exception):
+    for kind in (ApiError, AscendM1Error, BusyError, EngineError, ValidationError, HTTPException):
         app.add_exception_handler(kind, handle)

@@ -66,6 +66,31 @@ class RequireKey:
         await self._app(scope, receive, send)
 
 
+class AnswerFailures:
+    """Answers 500 where something failed that nobody expected.
+
+    A handler of Starlette's for Exception would raise it again, and the connection would be closed without a word.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            await error_response(error)(scope, receive, send)
+
+
 class LogRequests:
     """One line of JSON for each request, without what was asked or answered; gives it an id, which is answered too."""
 

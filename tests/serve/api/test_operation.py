@@ -129,6 +129,24 @@ def test_the_log_has_a_line_for_each_request(service: Running, caplog: pytest.Lo
     assert "secret" not in json.dumps(fields)
 
 
+def test_a_failure_is_answered_and_the_connection_stays(
+    service: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with httpx.Client(base_url=service.url) as client, caplog.at_level(logging.INFO, "ascend_m1_serve.access"):
+        with monkeypatch.context() as patch:
+            patch.setattr(service.front, "models", fail)
+            answer = client.get("/v1/models")
+        again = client.get("/v1/models")
+        wait_until(lambda: len(lines(caplog)) == 2)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert again.status_code == 200
+    assert [fields["status"] for fields in lines(caplog)] == [500, 200]
+    assert lines(caplog)[0]["id"] == answer.headers["x-request-id"]
+
+
 def test_limits_and_key() -> None:
     options = ApiOptions(key="s3cret", max_body=2000)
     with running(embedded(max_sequences=1), options, max_queue=1) as service:
