@@ -25,7 +25,7 @@ class Service:
         key: that requests must bring. max_queue: requests that may wait. max_body: bytes of a request.
         adapters: PEFT folders to load at the start, by name.
         max_input, truncate, max_new, max_choices, tell_times: see ``Front``.
-        settings: of MindIE's families.
+        settings: of a config.json.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Service:
     max_new: int | None = None
     max_choices: int = MOST_CHOICES
     tell_times: bool = False
-    settings: MindieSettings = field(default_factory=MindieSettings)
+    settings: MindieSettings | None = None
 
 
 def everywhere(address: Address) -> dict[Plane, Address]:

@@ -126,20 +126,20 @@ def sampling_of(front: Front, values: Mapping[str, Any], length: int | None, **r
 
 
 def reader(settings: MindieSettings, seconds: float | None) -> Callable[[Answer], AsyncIterator[Piece]]:
-    """How an answer is read: within the server's and the request's seconds, without a pause longer than allowed."""
+    """How a request's answers are read: within the server's and the request's seconds, which all of them share and
+    which begin now, without a pause longer than allowed."""
     whole = settings.whole_timeout if seconds is None else min(seconds, settings.whole_timeout)
+    end = time.monotonic() + whole
 
     async def read(answer: Answer) -> AsyncIterator[Piece]:
-        end = time.monotonic() + whole
         while True:
             try:
                 piece = await asyncio.wait_for(anext(answer), min(end - time.monotonic(), settings.token_timeout))
             except StopAsyncIteration:
                 return
             except asyncio.TimeoutError:
-                raise MindieError(
-                    500, "Incomplete Generation", f"Engine callback timeout: {len(answer.tokens)} tokens in {whole} s"
-                ) from None
+                text = f"Engine callback timeout: {len(answer.tokens)} tokens in {whole} s"
+                raise ApiError(500, text) from None
             yield piece
 
     return read

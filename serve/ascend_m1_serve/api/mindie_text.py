@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,11 +10,12 @@ from fastapi.responses import Response, StreamingResponse
 
 from ascend_m1.errors import InputError
 
-from ..answer import Answer, Piece
+from ..answer import Answer
 from ..front import Front
 from ..mindie import requests as form
 from . import sse
 from .bodies import read_object
+from .choices import candidates_of, likeliest
 from .mindie_common import (
     DEFAULT_NEW_TOKENS,
     REASONS,
@@ -69,7 +70,10 @@ def routes(front: Front, settings: MindieSettings) -> APIRouter:
 async def vllm(request: Request, front: Front, settings: MindieSettings, content: Mapping[str, Any]) -> Response:
     """Of vLLM 0.2.6: {"text": ["prompt text"]}, or events that end with NUL."""
     prompt, values = form.text("prompt", content), form.values(content, form.VLLM)
-    count, candidates = candidates_of(values)
+    count = values.get("n", 1)
+    candidates = candidates_of(count, values.get("best_of"), values.get("stream", False))
+    if candidates > 1 and values.get("temperature", 1.0) == 0:
+        raise InputError("n and best_of must be 1 where temperature is 0.")
     model = values.get("model", "None")
     tokens = content.get("stop_token_ids")
     sampling = sampling_of(
@@ -100,29 +104,8 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
     note_usage(request, answers)
     if pieces is None:
         return Response(status_code=499)
-    if candidates > count:
-        answers = likeliest(answers, pieces)[:count]
-    return answered({"text": [form.joined([prompt, answer.text]) for answer in answers]})
-
-
-def candidates_of(values: Mapping[str, Any]) -> tuple[int, int]:
-    """n, and best_of: how many are generated for the n to be chosen from. Raises InputError."""
-    count = values.get("n", 1)
-    candidates = values.get("best_of", count)
-    if candidates < count:
-        raise InputError(f"best_of must not be less than n, which is {count}.")
-    if candidates > count and values.get("stream"):
-        raise InputError(f"best_of must be equal to n, which is {count}, in a stream.")
-    if candidates > 1 and values.get("temperature", 1.0) == 0:
-        raise InputError("n and best_of must be 1 where temperature is 0.")
-    return count, candidates
-
-
-def likeliest(answers: Sequence[Answer], pieces: Sequence[Sequence[Piece]]) -> list[Answer]:
-    """By the sum of their tokens' log-probabilities, which the model gives before any option of sampling."""
-    sums = [sum(chosen.logprob for piece in own for chosen, *_ in piece.logprobs) for own in pieces]
-    order = sorted(range(len(answers)), key=lambda index: -sums[index])
-    return [answers[index] for index in order]
+    chosen = likeliest(answers, pieces, candidates, count)
+    return answered({"text": [form.joined([prompt, answer.text]) for answer, _ in chosen]})
 
 
 async def vllm_events(

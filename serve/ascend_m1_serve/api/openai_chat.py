@@ -17,8 +17,9 @@ from ..protocol import Logprob
 from ..text import token_text
 from . import sse
 from .bodies import read
-from .errors import error_body
-from .openai_common import REASONS, head, note_usage, sampling_of, submitted, usage
+from .choices import likeliest
+from .mindie_common import MindieSettings
+from .openai_common import REASONS, failure, head, note_usage, reading, sampling_of, submitted, usage
 from .openai_schema import ChatRequest
 from .openapi import OPENAI_ERRORS, members, model_body, operation
 
@@ -26,8 +27,8 @@ CHUNK = "chat.completion.chunk"
 ANSWER = members(id="string", object="string", created="integer", model="string", choices="array", usage="object")
 
 
-def routes(front: Front) -> APIRouter:
-    """The route."""
+def routes(front: Front, settings: MindieSettings | None) -> APIRouter:
+    """The route; ``settings`` of a config.json."""
     router, path = APIRouter(responses=OPENAI_ERRORS), "/v1/chat/completions"
 
     @router.post(path, **operation(model_body(ChatRequest, path), ANSWER, [sse.MEDIA]))
@@ -43,16 +44,18 @@ def routes(front: Front) -> APIRouter:
         sampling = sampling_of(front, asked, most, top if asked.logprobs else None)
         answers = submitted(front, asked, ids, sampling, adapter)
         if asked.stream:
-            events = stream(front, request, asked, answers, head(CHUNK, "chatcmpl", model))
+            events = stream(front, request, asked, answers, head(CHUNK, "chatcmpl", model), settings)
             return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
-        pieces = await sse.whole(request, front, answers)
+        pieces = await sse.whole(request, front, answers, reading(settings))
         note_usage(request, answers)
         if pieces is None:
             return Response(status_code=499)
-        choices = [choice(front, index, answers[index], pieces[index], asked) for index in range(len(answers))]
-        content = head("chat.completion", "chatcmpl", model) | {"choices": choices, "usage": usage(answers, asked.n)}
+        chosen = likeliest(answers, pieces, asked.candidates(), asked.n)
+        content = head("chat.completion", "chatcmpl", model)
+        content["choices"] = [choice(front, index, *pair, asked) for index, pair in enumerate(chosen)]
+        content["usage"] = usage([answer for answer, _ in chosen], asked.n)
         if front.tell_times:
-            content |= times(answers[0])
+            content |= times(chosen[0][0])
         return Response(sse.dump(content), media_type="application/json")
 
     return router
@@ -99,18 +102,28 @@ def times(answer: Answer) -> dict[str, Any]:
 
 
 async def stream(
-    front: Front, request: Request, asked: ChatRequest, answers: list[Answer], first: dict[str, Any]
+    front: Front,
+    request: Request,
+    asked: ChatRequest,
+    answers: list[Answer],
+    first: dict[str, Any],
+    settings: MindieSettings | None,
 ) -> AsyncIterator[bytes]:
-    """Events, the end mark last."""
+    """Events, the end mark last. With a config.json an answer's last one has its usage, perhaps its whole text."""
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None, probabilities: Any = None) -> bytes:
         part = {"index": index, "delta": delta, "logprobs": probabilities, "finish_reason": reason}
-        return sse.event(first | {"choices": [part]})
+        event = first | {"choices": [part]}
+        if settings is not None and reason is not None:
+            event["usage"] = usage([answers[index]], 1)
+            if settings.full_text:
+                event["full_text"] = answers[index].text
+        return sse.event(event)
 
     try:
         for index in range(len(answers)):
             yield chunk(index, {"role": "assistant", "content": ""})
-        async for index, piece in sse.merged(answers):
+        async for index, piece in sse.merged(answers, reading(settings)):
             if piece.text or piece.logprobs:
                 yield chunk(index, {"content": piece.text}, probabilities=logprobs(front, piece.logprobs, asked))
             if piece.reason is not None:
@@ -118,8 +131,8 @@ async def stream(
         if asked.stream_options is not None and asked.stream_options.include_usage:
             yield sse.event(first | {"choices": [], "usage": usage(answers, asked.n)})
         yield sse.DONE
-    except RuntimeError as error:  # the engine failed; the status is out already
-        yield sse.event(error_body(503, str(error)))
+    except Exception as error:
+        yield failure(error)
     finally:
         note_usage(request, answers)
         front.close(answers)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import Request
 
 from ascend_m1.errors import InputError
 
-from ..answer import Answer, Reason
+from ..answer import Answer, Piece, Reason
 from ..front import Front
 from ..protocol import Sampling
+from . import sse
+from .errors import as_api_error, error_body
 from .guards import NOTES
+from .mindie_common import MindieSettings, reader
 from .openai_schema import Common
 
 REASONS: dict[Reason, str] = {"stop_token": "stop", "stop_string": "stop", "length": "length", "abort": "abort"}
@@ -22,6 +25,10 @@ REASONS: dict[Reason, str] = {"stop_token": "stop", "stop_string": "stop", "leng
 
 def sampling_of(front: Front, request: Common, max_tokens: int | None, logprobs: int | None) -> Sampling:
     """The engine's options. Raises InputError."""
+    if request.use_beam_search:
+        raise InputError("use_beam_search: there is no beam search here: leave it out; best_of above n chooses, too")
+    if logprobs is None and request.candidates() > request.n:
+        logprobs = 0
     vocab_size = front.engine.limits.vocab_size
     stop_tokens = frozenset(request.stop_token_ids)
     if stop_tokens and max(stop_tokens) >= vocab_size:
@@ -44,13 +51,13 @@ def sampling_of(front: Front, request: Common, max_tokens: int | None, logprobs:
 def submitted(
     front: Front, request: Common, ids: Sequence[int], sampling: Sampling, adapter: str | None
 ) -> list[Answer]:
-    """``n`` answers to a prompt. Raises what ``Front.submit`` does."""
+    """``n`` answers to a prompt, or those that they are chosen from. Raises what ``Front.submit`` does."""
     return front.submit(
         ids,
         sampling,
         adapter=adapter,
         priority=request.priority,
-        count=request.n,
+        count=request.candidates(),
         stop=request.stops(),
         include_stop=request.include_stop_str_in_output,
         skip_special_tokens=request.skip_special_tokens,
@@ -77,6 +84,17 @@ def usage(answers: Sequence[Answer], choices: int) -> dict[str, Any]:
         "total_tokens": prompts + generated,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def reading(settings: MindieSettings | None) -> Callable[[Answer], AsyncIterator[Piece]]:
+    """How a request's answers are read: with a config.json, within its limits."""
+    return aiter if settings is None else reader(settings, None)
+
+
+def failure(error: Exception) -> bytes:
+    """The event that ends a stream whose status is out already."""
+    found = as_api_error(error)
+    return sse.event(error_body(found.status, str(found), found.param, found.code))
 
 
 def note_usage(request: Request, answers: Sequence[Answer]) -> None:

@@ -15,8 +15,9 @@ from ..front import Front
 from ..text import token_text
 from . import sse
 from .bodies import read
-from .errors import error_body
-from .openai_common import REASONS, head, note_usage, sampling_of, submitted, usage
+from .choices import likeliest
+from .mindie_common import MindieSettings
+from .openai_common import REASONS, failure, head, note_usage, reading, sampling_of, submitted, usage
 from .openai_schema import CompletionRequest
 from .openapi import OPENAI_ERRORS, members, model_body, operation
 
@@ -26,8 +27,8 @@ DEFAULT_TOKENS = 16  # as OpenAI has it
 MOST_PROMPTS = 128
 
 
-def routes(front: Front) -> APIRouter:
-    """The route."""
+def routes(front: Front, settings: MindieSettings | None) -> APIRouter:
+    """The route; ``settings`` of a config.json."""
     router, path = APIRouter(responses=OPENAI_ERRORS), "/v1/completions"
 
     @router.post(path, **operation(model_body(CompletionRequest, path), ANSWER, [sse.MEDIA]))
@@ -47,17 +48,16 @@ def routes(front: Front) -> APIRouter:
             raise
         echoes = echoed(front, asked)
         if asked.stream:
-            events = stream(front, request, asked, answers, echoes, head(KIND, "cmpl", model))
+            events = stream(front, request, asked, answers, echoes, head(KIND, "cmpl", model), settings)
             return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
-        pieces = await sse.whole(request, front, answers)
+        pieces = await sse.whole(request, front, answers, reading(settings))
         note_usage(request, answers)
         if pieces is None:
             return Response(status_code=499)
-        choices = [
-            choice(front, asked, index, answer, found, echoes)
-            for index, (answer, found) in enumerate(zip(answers, pieces, strict=True))
-        ]
-        content = head(KIND, "cmpl", model) | {"choices": choices, "usage": usage(answers, asked.n)}
+        chosen = likeliest(answers, pieces, asked.candidates(), asked.n)
+        content = head(KIND, "cmpl", model)
+        content["choices"] = [choice(front, asked, index, *pair, echoes) for index, pair in enumerate(chosen)]
+        content["usage"] = usage([answer for answer, _ in chosen], asked.n)
         return Response(sse.dump(content), media_type="application/json")
 
     return router
@@ -67,8 +67,6 @@ def check(asked: CompletionRequest) -> None:
     """Raises InputError for what cannot be done."""
     if asked.suffix is not None:
         raise InputError("suffix: this model continues a text, it fills no gap: leave it out")
-    if asked.best_of not in (None, asked.n):
-        raise InputError(f"best_of={asked.best_of}: give the same as n={asked.n}, or nothing")
     if asked.echo and asked.logprobs is not None:
         raise InputError("echo with logprobs: the prompt's own logprobs are not computed: give one of them")
 
@@ -116,25 +114,27 @@ async def stream(
     answers: list[Answer],
     echoes: Sequence[str],
     first: dict[str, Any],
+    settings: MindieSettings | None,
 ) -> AsyncIterator[bytes]:
-    """Events, the end mark last."""
+    """Events, the end mark last. With a config.json an answer's last one has its usage."""
 
     def chunk(index: int, text: str, reason: str | None = None, probabilities: Any = None) -> bytes:
         part = {"index": index, "text": text, "logprobs": probabilities, "finish_reason": reason}
-        return sse.event(first | {"choices": [part]})
+        about = {} if settings is None or reason is None else {"usage": usage([answers[index]], 1)}
+        return sse.event(first | {"choices": [part]} | about)
 
     try:
         for index in range(len(answers) if echoes else 0):
             yield chunk(index, echoes[index // asked.n])
-        async for index, piece in sse.merged(answers):
+        async for index, piece in sse.merged(answers, reading(settings)):
             reason = None if piece.reason is None else REASONS[piece.reason]
             if piece.text or piece.logprobs or reason:
                 yield chunk(index, piece.text, reason, logprobs(front, asked, [piece]))
         if asked.stream_options is not None and asked.stream_options.include_usage:
             yield sse.event(first | {"choices": [], "usage": usage(answers, asked.n)})
         yield sse.DONE
-    except RuntimeError as error:  # the engine failed; the status is out already
-        yield sse.event(error_body(503, str(error)))
+    except Exception as error:
+        yield failure(error)
     finally:
         note_usage(request, answers)
         front.close(answers)

@@ -10,6 +10,7 @@ from ascend_m1.errors import InputError
 
 from ..front import Asked, check_unicode
 from ..mindie.requests import stops
+from .choices import candidates_of
 from .openai_structured import Structured
 
 MOST_DIGITS = 10  # of a token's id; int() refuses thousands of them
@@ -29,6 +30,8 @@ class Common(Structured):
 
     model: str | None = None
     n: int = Field(1, ge=1, lt=2**31)
+    best_of: int | None = Field(None, ge=1, lt=2**31)
+    use_beam_search: bool = False  # refused
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -57,6 +60,10 @@ class Common(Structured):
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
         )
+
+    def candidates(self) -> int:
+        """How many answers are generated. Raises InputError."""
+        return candidates_of(self.n, self.best_of, self.stream)
 
     def stops(self) -> list[str]:
         """Raises InputError for an empty one, or too many."""
@@ -112,7 +119,6 @@ class CompletionRequest(Common):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
-    best_of: int | None = None
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=5)
     suffix: str | None = None

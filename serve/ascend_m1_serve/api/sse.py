@@ -27,17 +27,23 @@ def dump(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Piece]]:
-    """The pieces of all answers as they come, with the answer's index. Raises EngineError."""
+async def merged(
+    answers: Sequence[Answer], read: Callable[[Answer], AsyncIterator[Piece]] = aiter
+) -> AsyncIterator[tuple[int, Piece]]:
+    """The pieces of all answers as they come, with the answer's index. Raises EngineError.
+
+    Args:
+        read: see ``whole``.
+    """
     if len(answers) == 1:
-        async for piece in answers[0]:
+        async for piece in read(answers[0]):
             yield 0, piece
         return
     news: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
 
     async def listen(index: int) -> None:
         try:
-            async for piece in answers[index]:
+            async for piece in read(answers[index]):
                 news.put_nowait((index, piece))
             news.put_nowait((index, None))
         except Exception as error:

@@ -18,6 +18,7 @@ import uvicorn
 
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1_serve.api import ApiOptions, create_app
+from ascend_m1_serve.api.mindie_common import MindieSettings
 from ascend_m1_serve.engines import Prepared, Wanted, built_in, vllm
 from ascend_m1_serve.front import Front
 
@@ -60,6 +61,7 @@ def running(
     options: ApiOptions | None = None,
     adapters: dict[str, Path] | None = None,
     max_queue: int = 256,
+    settings: MindieSettings | None = None,
 ) -> Iterator[Running]:
     """A service under way; it is ended, and its engine too."""
     listener = socket.create_server(("127.0.0.1", 0))
@@ -71,7 +73,7 @@ def running(
         for name, folder in (adapters or {}).items():
             await engine.add_adapter(name, str(folder))
         front = Front(engine, loaded.tokenizer, "m1-icd10", loaded.defaults, max_queue)
-        server = uvicorn.Server(uvicorn.Config(create_app(front, options), log_config=None, access_log=False))
+        server = uvicorn.Server(uvicorn.Config(create_app(front, options, settings), log_config=None, access_log=False))
         servers.append(server)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         found.append(Running(url, front, asyncio.get_running_loop()))

@@ -182,6 +182,8 @@ def test_tools_reach_the_template(client: OpenAI) -> None:
             "guided_…: give one of them",
         ),
         ({"extra_body": {"guided_choice": []}}, 400, "guided_choice: "),
+        ({"extra_body": {"use_beam_search": True}}, 400, "use_beam_search: there is no beam search here"),
+        ({"n": 3, "extra_body": {"best_of": 2}}, 400, "best_of must not be less than n, which is 3"),
         ({"n": 129}, 400, "129 answers to a prompt: this server gives at most 128"),
         *(
             ({"extra_body": {"chat_template_kwargs": {name: value}}}, 400, f"{name} is set by the server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -12,6 +13,8 @@ from openai import OpenAI
 from transformers import AutoTokenizer
 
 from ascend_m1.cli.options import EMBEDDED
+from ascend_m1.errors import InputError
+from ascend_m1_serve.answer import Answer
 
 from .running import Running
 
@@ -86,6 +89,55 @@ def test_offsets_while_a_stop_string_is_awaited(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])
+def test_the_likeliest_of_several(service: Running, endpoint: str) -> None:
+    """best_of > n: of each prompt the answers whose tokens' log-probabilities have the largest sums."""
+    chat = endpoint.startswith("chat")
+    body = {"messages": [{"role": "user", "content": "Tell me something"}]} if chat else {"prompt": ["Once", "Twice"]}
+    body |= {"temperature": 2.0, "seed": 3, "max_tokens": 8, "ignore_eos": True, "use_beam_search": False}
+
+    def choices(**options: Any) -> list[Any]:
+        answer = httpx.post(f"{service.url}/v1/{endpoint}", json={**body, **options}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        found: list[Any] = answer.json()["choices"]
+        return found
+
+    def text(choice: Any) -> str:
+        return str(choice["message"]["content"] if chat else choice["text"])
+
+    def likelihood(choice: Any) -> float:
+        found = choice["logprobs"]
+        return sum(token["logprob"] for token in found["content"]) if chat else sum(found["token_logprobs"])
+
+    every = choices(n=6, logprobs=True if chat else 0)
+    groups = [every[start : start + 6] for start in range(0, len(every), 6)]
+    wanted = [text(choice) for group in groups for choice in sorted(group, key=likelihood, reverse=True)[:2]]
+    assert wanted != [text(choice) for group in groups for choice in group[:2]]
+    found = choices(n=2, best_of=6)
+    assert [text(choice) for choice in found] == wanted
+    assert [choice["index"] for choice in found] == list(range(len(wanted)))
+    assert all(choice["logprobs"] is None for choice in found)
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_refusal_that_comes_late_is_an_event(
+    service: Running, monkeypatch: pytest.MonkeyPatch, endpoint: str, count: int
+) -> None:
+    """As vLLM's engine refuses some requests: after the status."""
+
+    async def refuse(answer: Answer) -> None:
+        raise InputError("temperature: not this one")
+
+    body = {"prompt": PROMPT, "messages": [{"role": "user", "content": "x"}], "stream": True, "n": count}
+    with monkeypatch.context() as patch:
+        patch.setattr(Answer, "__anext__", refuse)
+        answer = httpx.post(f"{service.url}/v1/{endpoint}", json=body, timeout=60)
+    *_, last = answer.text.strip().split("\n\n")
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["message"], error["type"]) == ("temperature: not this one", "invalid_request_error")
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "completions"])
 def test_a_long_text_is_counted_in_a_thread_of_its_own(
     service: Running, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
@@ -137,7 +189,9 @@ def test_a_prefix_is_counted_when_it_was_cached(client: OpenAI, service: Running
         ([], {}, "prompt: 0 prompts"),
         ([1, 2, 10**6], {}, "outside the vocabulary"),
         (PROMPT, {"suffix": "x"}, "suffix: "),
-        (PROMPT, {"best_of": 3}, "best_of=3: give the same as n=1"),
+        (PROMPT, {"n": 3, "best_of": 2}, "best_of must not be less than n, which is 3"),
+        (PROMPT, {"best_of": 2, "stream": True}, "best_of must be equal to n, which is 1, in a stream"),
+        (PROMPT, {"extra_body": {"use_beam_search": True}}, "use_beam_search: there is no beam search here"),
         (PROMPT, {"echo": True, "logprobs": 1}, "echo with logprobs"),
         (PROMPT, {"logprobs": 6}, "logprobs: "),
         (["good", "", "good"], {}, "the prompt is empty"),
