@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt
 
 DEFAULT_REQUESTS = 100
+KEY_VARIABLES = ("ASCEND_M1_API_KEY", "OPENAI_API_KEY")  # the first one that is set
 VERSIONS = ("ascend-m1", "httpx", "numpy")
 
 
@@ -49,9 +50,11 @@ def add_parser(commands: Any) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
-    server.add_argument("--url", default="http://127.0.0.1:8000", help="(default: %(default)s)")
+    server.add_argument("--url", default="http://127.0.0.1:1025", help="(default: %(default)s)")
     server.add_argument("--model", metavar="NAME", help="as the server calls it (default: the first of /v1/models)")
-    server.add_argument("--api-key", metavar="KEY", help="(default: the environment's OPENAI_API_KEY, else none)")
+    server.add_argument(
+        "--api-key", metavar="KEY", help=f"(default: the environment's {' or '.join(KEY_VARIABLES)}, else none)"
+    )
     server.add_argument("--endpoint", choices=("chat", "completions"), default="chat", help="(default: chat)")
 
     load = parser.add_argument_group("load")
@@ -175,7 +178,7 @@ async def _measure(arguments: argparse.Namespace, prompts: list[Prompt], warmup:
     from .client import PATHS, Record, allow_connections, first_model, open_clients, request_body, send
     from .load import Load, arrival_times, offer
 
-    key = arguments.api_key or os.environ.get("OPENAI_API_KEY")
+    key = next(filter(None, [arguments.api_key, *map(os.environ.get, KEY_VARIABLES)]), None)
     options: dict[str, Any] = {}
     if arguments.ignore_eos:
         options["ignore_eos"] = True
@@ -218,7 +221,13 @@ def _write_results(arguments: argparse.Namespace, load: Load, summary: dict[str,
             "summary": summary,
             "requests": [as_dict(record) for record in load.records],
         }
-        Path(arguments.json).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        path = Path(arguments.json)
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
     if arguments.plot is not None:
         from .plot import draw
 

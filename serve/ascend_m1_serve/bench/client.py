@@ -71,9 +71,9 @@ def base_url(url: str) -> httpx.URL:
     try:
         base = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InputError(f"--url {url}: {error}: give one like http://127.0.0.1:8000") from None
+        raise InputError(f"--url {url}: {error}: give one like http://127.0.0.1:1025") from None
     if base.scheme not in ("http", "https") or not base.host or base.query or base.fragment:
-        raise InputError(f"--url {url}: is no server's address: give one like http://127.0.0.1:8000")
+        raise InputError(f"--url {url}: is no server's address: give one like http://127.0.0.1:1025")
     path = base.path.rstrip("/")
     return base.copy_with(path=(path if path.endswith("/v1") else path + "/v1") + "/")
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
+from ascend_m1_serve.bench.cli import KEY_VARIABLES
+
 from .command import run
 from .server import Known, running
 
@@ -32,7 +34,8 @@ def known() -> Iterator[Known]:
 @pytest.fixture
 def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Runs ``bench serve`` with these arguments, without a key from outside."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for variable in KEY_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
 
     def ran(*arguments: object) -> Ran:
         status = run([str(argument) for argument in arguments])

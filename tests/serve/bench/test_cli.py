@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from ascend_m1.cli import Parser
 from ascend_m1.errors import InputError
 from ascend_m1_serve.bench import cli
+from ascend_m1_serve.cli import KEY_VARIABLE
+from ascend_m1_serve.cli import add_parser as add_serve_parser
 
 from .conftest import Bench
 from .server import PROMPT_TOKENS, Known
@@ -121,6 +124,28 @@ def test_key_from_the_environment(known: Known, bench: Bench, monkeypatch: pytes
     monkeypatch.setenv("OPENAI_API_KEY", "from outside")
     bench("--url", known.url, "--requests", 1, "--output-len", 1)
     assert known.headers[-1]["authorization"] == "Bearer from outside"
+    monkeypatch.setenv("ASCEND_M1_API_KEY", "the server's")
+    bench("--url", known.url, "--requests", 1, "--output-len", 1)
+    assert known.headers[-1]["authorization"] == "Bearer the server's"
+
+
+def test_the_products_two_commands_meet() -> None:
+    parser = Parser(prog="ascend-m1")
+    commands = parser.add_subparsers(parser_class=Parser)
+    cli.add_parser(commands)
+    add_serve_parser(commands)
+    assert parser.parse_args(["bench", "serve"]).url == f"http://127.0.0.1:{parser.parse_args(['serve']).port}"
+    assert cli.KEY_VARIABLES[0] == KEY_VARIABLE
+
+
+def test_results_are_whole_or_not_there(known: Known, bench: Bench, tmp_path: Path) -> None:
+    """A run that cannot write its results leaves the earlier ones."""
+    file = tmp_path / "out.json"
+    file.write_text("earlier")
+    (tmp_path / ".out.json.part").mkdir()  # what cannot be written to
+    with pytest.raises(OSError, match="directory"):
+        bench("--url", known.url, "--requests", 1, "--output-len", 1, "--json", file)
+    assert file.read_text() == "earlier"
 
 
 @pytest.mark.parametrize(
