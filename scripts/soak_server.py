@@ -25,8 +25,15 @@ import httpx
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What does ICD-10-CM code J45 mean?"}]}
 BODIES: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {**CHAT, "temperature": 0.5, "n": 1, "stop": ["x"], "logprobs": True, "top_logprobs": 2},
-    "/v1/completions": {"prompt": "Asthma", "max_tokens": 4, "seed": 1, "logprobs": 1, "logit_bias": {"5": 1.0}},
+    "/v1/chat/completions": {
+        **CHAT,
+        **{"temperature": 0.5, "n": 1, "stop": ["x"], "logprobs": True, "top_logprobs": 2},
+        "chat_template_kwargs": {"enable_thinking": False},
+    },
+    "/v1/completions": {
+        **{"prompt": "Asthma", "max_tokens": 4, "seed": 1, "logprobs": 1, "best_of": 2},
+        "logit_bias": {"5": 1.0},
+    },
     "/generate": {"prompt": "Asthma", "max_tokens": 4, "top_k": 2, "stop": ["x"]},
     "/generate_stream": {"inputs": "Asthma", "parameters": {"max_new_tokens": 4, "details": True}},
     "/infer": {"inputs": "Asthma", "stream": False, "parameters": {"max_new_tokens": 4, "priority": 2}},
@@ -37,11 +44,17 @@ BODIES: dict[str, dict[str, Any]] = {
         "inputs": [{"name": "input0", "shape": [1, 2], "datatype": "UINT32", "data": [1, 2]}],
         "parameters": {"max_new_tokens": 4},
     },
+    "/v2/models/m1-icd10/stopInfer": {"id": "a"},
+    "/v1/unload_lora_adapter": {"lora_name": "x"},
     "/v1/load_lora_adapter": {"lora_name": "x", "lora_path": "/nowhere"},
 }
+OTHER_FIELDS = (
+    *("extra", "response_format", "structured_outputs", "stream_options", "tools", "chat_template", "messages"),
+    *("continue_final_message", "use_beam_search", "best_of", "logit_bias"),
+)
 NASTY: list[Any] = [
     *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -(2**70), 0.0, -0.5, 1e308, 1e-320, "", "x", "\ud800", "\0"),
-    *(5e-324, 10**400),
+    *(5e-324, 10**400, "{{ 1/0 }}", {"1" * 5000: 1.0}),
     *([], {}, [[]], [None], {"": {}}, ["x"] * 50, "x" * 5000, [1] * 2000, {"type": "json_schema"}, {"regex": "("}),
 ]
 
@@ -62,7 +75,7 @@ def damaged(choose: random.Random, body: dict[str, Any]) -> bytes:
                 break
             place = inner
         if isinstance(place, dict):
-            name = choose.choice([*place, "extra", "response_format", "structured_outputs", "stream_options", "tools"])
+            name = choose.choice([*place, *OTHER_FIELDS])
             if choose.random() < 0.2:
                 place.pop(name, None)
             else:
@@ -149,11 +162,12 @@ def resident(pid: int) -> float:
 
 
 async def left_over(client: httpx.AsyncClient) -> list[str]:
-    """What is still held ten seconds after the last client has gone."""
+    """What is still held ten seconds after the last client has gone: answers, places, blocks."""
     stats: dict[str, Any] = {}
     for _ in range(100):
         stats = (await client.get("/stats")).json()
-        if not stats["running"] + stats["waiting"] + stats["swapped"] and stats["free_blocks"] == stats["blocks"]:
+        held = stats["open"] + stats["running"] + stats["waiting"] + stats["swapped"]
+        if not held and stats["free_blocks"] == stats["blocks"]:
             return []
         await asyncio.sleep(0.1)
     return [f"left over: {stats}"]

@@ -30,7 +30,7 @@ def routes(front: Front) -> APIRouter:
         limits = front.engine.limits
         fixed = {"max_sequences": limits.max_sequences, "max_length": limits.max_length, "blocks": limits.blocks}
         about = {"model": front.name, "device": limits.device, "dtype": limits.dtype, **fixed}
-        return about | asdict(front.engine.stats())
+        return about | {"open": front.open} | asdict(front.engine.stats())
 
     return router
 

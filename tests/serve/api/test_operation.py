@@ -99,6 +99,7 @@ def test_a_client_that_goes_away_frees_its_place(service: Running) -> None:
         lines = answer.iter_lines()  # whose end would close the connection
         next(lines)
         assert stats().running == 1
+        assert httpx.get(f"{service.url}/stats").json()["open"] == 1
     wait_until(lambda: stats().running == 0 and service.front.open == 0)
     host, port = service.url.removeprefix("http://").split(":")
     body = json.dumps(LONG).encode()
