@@ -9,7 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ascend_m1_serve.cli import DEFAULT_PORT
+
+from .api.running import embedded, running
+from .mindie.configs import content
 from .test_command import ROOT, environment
+
+DEPLOY = ROOT / "serve/deploy"
 
 
 def run(script: str, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -42,3 +48,25 @@ def test_start_measure_stop(tmp_path: Path) -> None:
     finally:
         stopped = run("stop_server.sh", folder=tmp_path)
     assert stopped.stdout == "stopped\n", stopped.stderr
+
+
+def checked(*urls: str) -> int:
+    """The container's health check."""
+    return subprocess.run([sys.executable, DEPLOY / "health.py", *urls], check=False).returncode
+
+
+def test_health_of_a_container() -> None:
+    with running(embedded()) as service:
+        assert checked("http://127.0.0.1:1/health", f"{service.url}/health") == 0
+        assert checked("http://127.0.0.1:1/health", f"{service.url}/nothing", f"{service.url}") == 0
+        assert checked(f"{service.url}/nothing") == 1
+    assert checked(f"{service.url}/health") == 1
+
+
+def test_the_containers_check_asks_where_health_is() -> None:
+    """Without --config, and with the file that ships, by TLS or not."""
+    urls = next(line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("ENV HEALTH_URLS"))
+    server = content()["ServerConfig"]
+    for address in (f"127.0.0.1:{DEFAULT_PORT}", f"{server['managementIpAddress']}:{server['managementPort']}"):
+        for scheme in ("http", "https"):
+            assert f"{scheme}://{address}/health" in urls
