@@ -101,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     def on_start(addresses: list[Address]) -> None:
         note(f"{service.name} at {', '.join(address.url for address in addresses)}")
+        if service.key is None and not all(address.local for address in addresses):
+            note(f"no API key: whoever reaches it may stop it and load adapters: give --api-key or {KEY_VARIABLE}")
 
     serve_forever(loaded, service, on_start)
     return 0

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ import httpx
 import pytest
 
 from ascend_m1.cli import main
-from ascend_m1_serve import logs
+from ascend_m1_serve import logs, run
+from ascend_m1_serve.server import Address
 
 ROOT = Path(__file__).parents[2]
 LONG = {"prompt": "Once", "max_tokens": 300, "ignore_eos": True}
@@ -113,6 +114,33 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: p
         test_refusals(["--port", port], f"127.0.0.1:{port}: Address already in use: choose", capsys, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("host", "options", "warned"),
+    [
+        ("0.0.0.0", [], True),
+        ("::", [], True),
+        ("0.0.0.0", ["--api-key", "k"], False),
+        ("127.0.0.2", [], False),
+        ("localhost", [], False),
+    ],
+)
+def test_who_serves_everybody_without_a_key_is_told(
+    host: str,
+    options: list[str],
+    warned: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def begin(loaded: object, service: run.Service, on_start: Callable[[list[Address]], None]) -> None:
+        on_start([*dict.fromkeys(service.addresses.values())])
+
+    monkeypatch.delenv("ASCEND_M1_API_KEY", raising=False)
+    monkeypatch.setattr(run, "serve_forever", begin)
+    monkeypatch.setattr(logs, "start_logging", lambda level: None)
+    assert main(["serve", "--device", "cpu", "--host", host, *options]) == 0
+    assert ("no API key: whoever reaches it may stop it and load adapters" in capsys.readouterr().err) == warned
+
+
 def test_tls_and_key(tmp_path: Path) -> None:
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
@@ -131,6 +159,8 @@ def test_tls_and_key(tmp_path: Path) -> None:
         assert line == f"ascend-m1: m1-icd10 at https://127.0.0.1:{port}\n"
         url = f"https://127.0.0.1:{port}/v1/models"
         assert httpx.get(url, verify=False).status_code == 401
+        health = [sys.executable, ROOT / "serve/deploy/health.py", f"https://127.0.0.1:{port}/health"]
+        assert subprocess.run(health, check=False).returncode == 0
         assert httpx.get(url, verify=False, headers={"Authorization": "Bearer k"}).status_code == 200
     finally:
         process.kill()
