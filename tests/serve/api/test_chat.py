@@ -198,7 +198,7 @@ def test_tools_reach_the_template(client: OpenAI) -> None:
         ),
         ({"extra_body": {"chat_template": "{{ 1/0 }}"}}, 400, "chat_template: a template is a program"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 def test_refusals(client: OpenAI, options: dict[str, Any], status: int, text: str) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
