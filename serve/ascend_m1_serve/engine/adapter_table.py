@@ -22,21 +22,24 @@ class Loaded:
 
 
 class AdapterTable:
-    """Names and slots.
+    """Names and slots. An adapter whose weights are not yet in its slot has both, and cannot be found.
 
     Args:
         count: slots, numbered from 1.
     """
 
     def __init__(self, count: int) -> None:
-        self.loaded: dict[str, Loaded] = {}
+        self._loaded: dict[str, Loaded] = {}
+        self._loading: set[str] = set()
         self._free = list(range(count, 0, -1))
         self._count, self._ever = count, 0
 
     def reserve(self, name: str) -> Loaded:
-        """A slot for a new adapter. Raises InputError if there is none or the name is taken."""
-        if name in self.loaded:
+        """A slot for a new adapter, to be committed or cancelled. Raises InputError if there is none, or no such name."""
+        if name in self._loaded:
             raise InputError(f"adapter {name!r} is loaded already: unload it first, or choose another name")
+        if name in self._loading:
+            raise InputError(f"adapter {name!r} is being loaded already: wait for it, or choose another name")
         if not self._count:
             raise InputError(
                 f"adapter {name!r}: the server was started without room for adapters: give --max-adapters, "
@@ -48,15 +51,34 @@ class AdapterTable:
                 "or maxLoras in config.json"
             )
         self._ever += 1
-        self.loaded[name] = Loaded(self._free.pop(), b"adapter %d" % self._ever)
-        return self.loaded[name]
+        self._loading.add(name)
+        return Loaded(self._free.pop(), b"adapter %d" % self._ever)
+
+    def commit(self, name: str, loaded: Loaded) -> None:
+        """Its weights are in its slot."""
+        self._loading.remove(name)
+        self._loaded[name] = loaded
+
+    def cancel(self, name: str, loaded: Loaded) -> None:
+        """It could not be loaded."""
+        self._loading.remove(name)
+        self.give_back(loaded)
+
+    def names(self) -> list[str]:
+        """Of those that can be found."""
+        return sorted(self._loaded)
 
     def find(self, name: str) -> Loaded:
         """Raises InputError if there is no such adapter."""
-        if name not in self.loaded:
-            known = ", ".join(sorted(self.loaded)) or "none"
-            raise InputError(f"adapter {name!r} is not loaded: loaded are: {known}")
-        return self.loaded[name]
+        if name not in self._loaded:
+            raise InputError(f"adapter {name!r} is not loaded: loaded are: {', '.join(self.names()) or 'none'}")
+        return self._loaded[name]
+
+    def remove(self, name: str) -> Loaded:
+        """It cannot be found any more; its slot stays taken. Raises InputError if there is no such adapter."""
+        loaded = self.find(name)
+        del self._loaded[name]
+        return loaded
 
     def give_back(self, loaded: Loaded) -> None:
         """Its slot can be used again."""

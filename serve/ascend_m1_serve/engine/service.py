@@ -7,7 +7,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +80,7 @@ class BuiltInEngine:
         self._wake = threading.Condition()
         self._streams: dict[Request, BuiltInStream] = {}  # the engine's thread's
         self._open: set[BuiltInStream] = set()  # the event loop's
+        self._asked: set[asyncio.Future[None]] = set()  # the event loop's: what the engine's thread is to do
         self._news = asyncio.Event()  # a request has ended
         self._idle = asyncio.Event()
         self._idle.set()
@@ -106,8 +106,7 @@ class BuiltInEngine:
         self, ids: Sequence[int], sampling: Sampling, *, adapter: str | None = None, priority: int = 5
     ) -> BuiltInStream:
         """See ``protocol.Engine.submit``."""
-        if self._failure or self._closing:
-            raise EngineError(self._failure or "the engine takes nothing any more: it is being stopped")
+        self._check_working()
         check_prompt(ids, self.limits)
         loaded = None if adapter is None else self._adapters.find(adapter)
         matcher = self._matcher(sampling)
@@ -137,20 +136,20 @@ class BuiltInEngine:
 
     async def add_adapter(self, name: str, path: str) -> None:
         """See ``protocol.Engine.add_adapter``."""
+        self._check_working()
         loaded, slots = self._adapters.reserve(name), self._core.slots
         assert slots is not None
         try:
             adapter = await asyncio.to_thread(read_adapter, Path(path), slots.model.config)
             await self._ask(lambda: slots.write(loaded.slot, adapter))
         except BaseException:
-            del self._adapters.loaded[name]
-            self._adapters.give_back(loaded)
+            self._adapters.cancel(name, loaded)
             raise
+        self._adapters.commit(name, loaded)
 
     async def remove_adapter(self, name: str) -> None:
         """See ``protocol.Engine.remove_adapter``."""
-        loaded = self._adapters.find(name)
-        del self._adapters.loaded[name]  # no new request finds it
+        loaded = self._adapters.remove(name)
         while loaded.users:
             self._news.clear()
             await self._news.wait()
@@ -158,7 +157,7 @@ class BuiltInEngine:
 
     def adapters(self) -> list[str]:
         """See ``protocol.Engine.adapters``."""
-        return sorted(self._adapters.loaded)
+        return self._adapters.names()
 
     async def drain(self) -> None:
         """See ``protocol.Engine.drain``."""
@@ -170,10 +169,23 @@ class BuiltInEngine:
         self._closing = True
         for stream in list(self._open):
             stream.abort()
+        self._refuse_asked()
         with self._wake:
             self._commands.append(self._quit)
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+
+    def _check_working(self) -> None:
+        if self._failure or self._closing:
+            raise self._ended()
+
+    def _ended(self) -> EngineError:
+        return EngineError(self._failure or "the engine takes nothing any more: it is being stopped")
+
+    def _refuse_asked(self) -> None:
+        """End the wait for what the engine's thread will not do any more."""
+        for done in self._asked:
+            _settle(done, self._ended())
 
     def _matcher(self, sampling: Sampling) -> Matcher | None:
         if sampling.grammar is None:
@@ -199,19 +211,24 @@ class BuiltInEngine:
             self._wake.notify()
 
     async def _ask(self, command: Callable[[], None]) -> None:
-        """Let the engine's thread do it between two steps."""
-        done: Future[None] = Future()
+        """Let the engine's thread do it between two steps. Raises EngineError if it never will."""
+        self._check_working()
+        done: asyncio.Future[None] = self._loop.create_future()
 
         def answer() -> None:
             try:
                 command()
             except Exception as error:
-                done.set_exception(error)
+                self._loop.call_soon_threadsafe(_settle, done, error)
             else:
-                done.set_result(None)
+                self._loop.call_soon_threadsafe(_settle, done, None)
 
-        self._give(answer)
-        await asyncio.wrap_future(done)
+        self._asked.add(done)
+        try:
+            self._give(answer)
+            await done
+        finally:
+            self._asked.remove(done)
 
     # The engine's thread from here on.
 
@@ -253,6 +270,17 @@ class BuiltInEngine:
         for stream in list(self._open):
             stream.wake()
             self._close(stream)
+        self._refuse_asked()
+
+
+def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
+    """In the event loop's thread; nothing if whoever waited has gone."""
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
 
 
 class _QuitError(Exception):
