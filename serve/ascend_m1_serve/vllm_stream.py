@@ -35,6 +35,7 @@ class VllmStream:
     def start(self, outputs: AsyncIterator[RequestOutput]) -> None:
         """Begin to read."""
         self._task = asyncio.create_task(self._read(outputs))
+        self._task.add_done_callback(lambda task: self._closed(self))  # also of one that was cancelled before it began
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -69,8 +70,6 @@ class VllmStream:
             self._news.put_nowait(InputError(" ".join(str(error).split())))
         except Exception as error:
             self._news.put_nowait(EngineError(f"vLLM failed: {type(error).__name__}: {error}"))
-        finally:
-            self._closed(self)
 
 
 def _event(output: RequestOutput, top: int) -> Event | None:
