@@ -120,7 +120,8 @@ def _place(key: str, path: Path) -> tuple[int, str, str]:
     targets = {target for names in TARGETS.values() for target in names}
     if key.endswith((".conv_k", ".conv_v")):
         raise CheckpointError(f"{path}: {key}: trained filters are not served: merge them with `ascend-m1 export`")
-    if not key.startswith(_PREFIX) or target not in targets or which not in ("lora_A", "lora_B"):
+    known = target in targets and which in ("lora_A", "lora_B") and re.fullmatch("[0-9]{1,4}", number)
+    if not key.startswith(_PREFIX) or not known:
         raise CheckpointError(f"{path}: {key}: only {', '.join(sorted(targets))} of the layers can have an adapter")
     return int(number), target, which
 
@@ -190,14 +191,17 @@ class AdapterSlots:
                 setattr(layer, name, AdaptedProjection(getattr(layer, name), sizes, count * rank, model.embed))
 
     @torch.no_grad()
-    def write(self, slot: int, adapter: Adapter | None) -> None:
-        """Put an adapter into a slot; None: empty it.
+    def write(self, slot: int, adapter: Adapter) -> None:
+        """Put an adapter into a slot, whatever was there.
 
         Raises:
             InputError: its rank is larger than there is room for.
         """
-        if adapter is not None and adapter.rank > self.rank:
-            raise InputError(f"the adapter has rank {adapter.rank}: there is room for {self.rank}: raise adapter_rank")
+        if adapter.rank > self.rank:
+            raise InputError(
+                f"the adapter has rank {adapter.rank}: there is room for {self.rank}: raise --max-adapter-rank "
+                "(maxLoraRank in config.json)"
+            )
         stripe = slice((slot - 1) * self.rank, slot * self.rank)
         for index, layer in enumerate(self.model.layers):
             for name, targets in TARGETS.items():
@@ -205,7 +209,7 @@ class AdapterSlots:
                 for a, b, target in zip(projection.a, projection.b, targets, strict=True):
                     a[stripe].zero_()
                     b[:, stripe].zero_()
-                    pair = None if adapter is None else adapter.pairs.get((index, target))
+                    pair = adapter.pairs.get((index, target))
                     if pair is not None:
                         first = slice(stripe.start, stripe.start + len(pair[0]))
                         a[first], b[:, first] = pair[0].to(a), pair[1].to(b)

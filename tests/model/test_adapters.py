@@ -66,7 +66,7 @@ def run(model: InferenceModel, texts: list[Tensor], slots: list[int]) -> Tensor:
 
 
 def test_a_mixed_batch_equals_peft(tmp_path: Path) -> None:
-    """Other ranks, scales and targets, for some modules too; a slot that is emptied and used again."""
+    """Other ranks, scales and targets, for some modules too; a slot used again, by an adapter with fewer matrices."""
     folders = [
         save_adapter(tmp_path / "a", 1),
         save_adapter(tmp_path / "b", 2, r=8, use_rslora=True, rank_pattern={"W_pack": 3}, alpha_pattern={r"1\..*": 5}),
@@ -81,10 +81,9 @@ def test_a_mixed_batch_equals_peft(tmp_path: Path) -> None:
     for ids, slot, row in zip(texts, which, logits, strict=True):
         wanted = by_peft(ids, None if slot == 0 else folders[slot - 1])
         torch.testing.assert_close(row, wanted, atol=1e-9, rtol=0)
-    slots.write(1, None)
     slots.write(2, read_adapter(folders[2], model.config))
     logits = run(model, texts[:3], [1, 2, 3])
-    for row, ids, folder in zip(logits, texts, (None, folders[2], folders[2]), strict=False):
+    for row, ids, folder in zip(logits, texts, (folders[0], folders[2], folders[2]), strict=False):
         torch.testing.assert_close(row, by_peft(ids, folder), atol=1e-9, rtol=0)
 
 
@@ -97,7 +96,7 @@ def test_without_an_adapter_nothing_changes(tmp_path: Path) -> None:
 
 def test_a_rank_that_does_not_fit(tmp_path: Path) -> None:
     model, slots = serving(rank=3)
-    with pytest.raises(InputError, match=r"rank 4: there is room for 3: raise adapter_rank"):
+    with pytest.raises(InputError, match=r"rank 4: there is room for 3: raise --max-adapter-rank"):
         slots.write(1, read_adapter(save_adapter(tmp_path / "a", 1), model.config))
 
 
@@ -133,6 +132,10 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     save_file(tensors | {name.replace("layers.0", "layers.99"): tensors[name].clone()}, path)
     with pytest.raises(CheckpointError, match=r"layer 99's .* is missing"):
         read_adapter(folder, config)
+    for number in ("x", "-1", "1_0", ""):
+        save_file(tensors | {name.replace("layers.0", f"layers.{number}"): tensors[name].clone()}, path)
+        with pytest.raises(CheckpointError, match=rf"layers.{number}.self_attn.W_pack.lora_B.weight: only "):
+            read_adapter(folder, config)
     save_file(tensors | {"base_model.model.lm_head.lora_A.weight": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match=r"lm_head.lora_A.weight: only "):
         read_adapter(folder, config)
