@@ -190,8 +190,5 @@ class Engine(Protocol):
     def failure(self) -> str | None:
         """Why the engine no longer works; None: it does."""
 
-    async def drain(self) -> None:
-        """Finish what was submitted; nothing more is taken."""
-
     async def stop(self) -> None:
         """End everything now."""

@@ -111,19 +111,14 @@ class VllmEngine:
             await self._news.wait()
         await self._inner.remove_lora(loaded.request.lora_int_id)
 
-    async def drain(self) -> None:
-        """See ``protocol.Engine.drain``."""
-        self._closing = True
-        while self._open:
-            self._news.clear()
-            await self._news.wait()
-
     async def stop(self) -> None:
         """See ``protocol.Engine.stop``."""
         self._closing = True
         for stream in list(self._open):
             stream.abort()
-        await self.drain()
+        while self._open:
+            self._news.clear()
+            await self._news.wait()
         self._inner.shutdown()
 
     def _find(self, name: str) -> Adapter:

@@ -35,7 +35,7 @@ class AdapterTable:
         self._count, self._ever = count, 0
 
     def reserve(self, name: str) -> Loaded:
-        """A slot for a new adapter, to be committed or cancelled. Raises InputError if there is none, or no such name."""
+        """A slot for a new adapter, to commit or to cancel. Raises InputError if there is none or the name is taken."""
         if name in self._loaded:
             raise InputError(f"adapter {name!r} is loaded already: unload it first, or choose another name")
         if name in self._loading:

@@ -81,11 +81,6 @@ class BlockPool:
         """The block of that name."""
         return self._blocks.get(key)
 
-    def forget_all(self) -> None:
-        """Nothing can be found any more."""
-        for block in list(self._keys):
-            self._forget(block)
-
     def _forget(self, block: int) -> None:
         key = self._keys.pop(block, None)
         if key is not None:

@@ -53,6 +53,11 @@ class EngineOptions:
         if self.adapters < 0:
             raise InputError(f"adapters={self.adapters}: give 0 or more")
 
+    @property
+    def all_blocks(self) -> int:
+        """Of the cache, for all sequences."""
+        return self.blocks or self.max_sequences * blocks_for(self.max_length)
+
 
 @dataclass
 class Core:
@@ -102,6 +107,10 @@ class Core:
         )
         self.scheduler.add(request)
         return request
+
+    def warm_up(self) -> None:
+        """Make the graphs of all decode steps, in the thread that will replay them, before a request waits for one."""
+        self.runner.decoder.warm_up()
 
     def step(self) -> list[tuple[Request, Event]]:
         """One step; nothing if there is nothing to do."""
@@ -184,7 +193,7 @@ def make_core(model: InferenceModel, options: EngineOptions) -> Core:
         InputError: an option is out of range, or the graph cannot be used.
     """
     config, weight = model.config, model.embed
-    blocks = options.blocks or options.max_sequences * blocks_for(options.max_length)
+    blocks = options.all_blocks
     if blocks < blocks_for(options.max_length):
         raise InputError(
             f"blocks={blocks}: a sequence of max_length={options.max_length} tokens takes "

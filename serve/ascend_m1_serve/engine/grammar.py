@@ -78,8 +78,3 @@ class Matcher:
     def accept(self, token: int) -> None:
         """The token was chosen."""
         self._inner.consume_token(token)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether nothing more may come."""
-        return bool(self._inner.is_stopped())

@@ -82,8 +82,6 @@ class BuiltInEngine:
         self._open: set[BuiltInStream] = set()  # the event loop's
         self._asked: set[asyncio.Future[None]] = set()  # the event loop's: what the engine's thread is to do
         self._news = asyncio.Event()  # a request has ended
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._grammars: GrammarCompiler | None = None
         self._adapters = AdapterTable(core.slots.count if core.slots else 0)
         self._stats = core.stats()
@@ -120,7 +118,6 @@ class BuiltInEngine:
         if loaded is not None:
             loaded.users += 1
         self._open.add(stream)
-        self._idle.clear()
         self._give(add)
         return stream
 
@@ -158,11 +155,6 @@ class BuiltInEngine:
     def adapters(self) -> list[str]:
         """See ``protocol.Engine.adapters``."""
         return self._adapters.names()
-
-    async def drain(self) -> None:
-        """See ``protocol.Engine.drain``."""
-        self._closing = True
-        await self._idle.wait()
 
     async def stop(self) -> None:
         """See ``protocol.Engine.stop``."""
@@ -202,8 +194,6 @@ class BuiltInEngine:
         if stream.adapter is not None:
             stream.adapter.users -= 1
         self._news.set()
-        if not self._open:
-            self._idle.set()
 
     def _give(self, command: Callable[[], None]) -> None:
         with self._wake:
@@ -234,6 +224,7 @@ class BuiltInEngine:
 
     def _run(self) -> None:
         try:
+            self._core.warm_up()
             while True:
                 with self._wake:
                     while not self._commands and not self._core.scheduler.busy:

@@ -33,6 +33,11 @@ class PrefixStore:
         ]
         self.states = [layer.state.new_zeros(cache.blocks, *layer.state.shape[1:]) for layer in cache.layers]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(tensor.nbytes for tensors in (*self.rings, self.states) for tensor in tensors)
+
     def save_block(self, row: int, block: int, index: int, held: int) -> None:
         """Keep the window layers' share of a sequence's block of that index, as far as its ring still has it."""
         if self.cache.window is None:

@@ -1,4 +1,4 @@
-"""The engine in its thread: many requests at once, ended from outside, drained, stopped, failed."""
+"""The engine in its thread: many requests at once, ended from outside, stopped, failed."""
 
 from __future__ import annotations
 
@@ -73,31 +73,31 @@ def test_what_is_aborted_frees_its_blocks_and_tells_nothing_more() -> None:
 def test_an_abort_before_the_first_step() -> None:
     async def scenario(engine: BuiltInEngine) -> None:
         engine.submit([1, 2, 3], LONG).abort()
-        await engine.drain()
+        assert len(await collect(engine.submit([1, 2, 3], SHORT))) == 24
         assert engine.stats().running == 0
 
     serve(scenario)
 
 
-def test_drain_finishes_what_runs_and_takes_nothing_more() -> None:
+def test_graphs_of_all_sizes_are_made_at_the_start() -> None:
+    core = core_of(load_model(CASE))
+
     async def scenario(engine: BuiltInEngine) -> None:
-        stream = engine.submit([1, 2, 3], SHORT)
-        draining = asyncio.create_task(engine.drain())
-        await asyncio.sleep(0)
-        with pytest.raises(EngineError, match="being stopped"):
-            engine.submit([1, 2, 3], SHORT)
-        await draining
-        assert len(await collect(stream)) == 24
+        await collect(engine.submit([1, 2, 3], SHORT))  # alone: the smallest would do
 
-    serve(scenario)
+    serve(scenario, core)
+    assert len(core.runner.decoder.decoders) > 1
+    assert all(decoder.ready for decoder in core.runner.decoder.decoders)
 
 
-def test_stop_ends_what_runs() -> None:
+def test_stop_ends_what_runs_and_takes_nothing_more() -> None:
     async def scenario(engine: BuiltInEngine) -> None:
         stream = engine.submit([1, 2, 3], LONG)
         await anext(stream)
         await engine.stop()
         assert await collect(stream) == []
+        with pytest.raises(EngineError, match="being stopped"):
+            engine.submit([1, 2, 3], SHORT)
 
     serve(scenario)
 
@@ -128,7 +128,6 @@ def test_prompts_that_cannot_be_run(ids: list[int], message: str) -> None:
     async def scenario(engine: BuiltInEngine) -> None:
         with pytest.raises(InputError, match=message):
             engine.submit(ids, SHORT)
-        await engine.drain()
 
     serve(scenario)
 
@@ -186,7 +185,7 @@ def test_adapters_that_cannot_be_used(tmp_path: Path) -> None:
     serve(scenario, core_of(copy.deepcopy(load_model(CASE)), adapters=1))
 
     async def without(engine: BuiltInEngine) -> None:
-        with pytest.raises(InputError, match="give --max-adapters"):
+        with pytest.raises(InputError, match="give --max-adapters, or maxLoras"):
             await engine.add_adapter("a", folder)
 
     serve(without)
