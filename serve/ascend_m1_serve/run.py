@@ -12,8 +12,13 @@ from .api import ApiOptions, create_app
 from .api.app import PLANES, Plane
 from .api.mindie_common import MindieSettings
 from .engines import Prepared
+from .errors import EngineError
 from .front import MOST_CHOICES, Front
-from .server import Address, serve
+from .protocol import Engine
+from .server import Address, serve, stop_serving
+
+_WATCH_SECONDS = 0.5  # between two looks at the engine
+_FAILED_PATIENCE = 5  # seconds for the answers that tell of its failure
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def everywhere(address: Address) -> dict[Plane, Address]:
 
 
 def serve_forever(loaded: Prepared, service: Service, on_start: Callable[[list[Address]], None]) -> None:
-    """Until a signal; see ``server.serve``. Raises InputError."""
+    """Until a signal, see ``server.serve``, or until the engine fails. Raises InputError, EngineError."""
     asyncio.run(_serve(loaded, service, on_start))
 
 
@@ -73,9 +78,24 @@ async def _serve(loaded: Prepared, service: Service, on_start: Callable[[list[Ad
         def stop_taking() -> None:
             front.draining = True
 
-        await serve(applications(front, service), stop_taking, on_start)
+        watching = asyncio.create_task(_stop_if_it_fails(engine))
+        try:
+            await serve(applications(front, service), stop_taking, on_start, int(service.settings.whole_timeout))
+        finally:
+            watching.cancel()
+        if engine.failure is not None:
+            raise EngineError(engine.failure)
     finally:
         await engine.stop()
+
+
+async def _stop_if_it_fails(engine: Engine) -> None:
+    """A process that can answer nothing any more ends, so that its manager starts another."""
+    while engine.failure is None:
+        await asyncio.sleep(_WATCH_SECONDS)
+    stop_serving()
+    await asyncio.sleep(_FAILED_PATIENCE)
+    stop_serving()
 
 
 def applications(front: Front, service: Service) -> list[tuple[Any, Address]]:

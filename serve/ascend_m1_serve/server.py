@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import signal
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -44,15 +46,15 @@ class Address:
             return self.host == "localhost"
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
 class _Server(uvicorn.Server):
-    """Gives signals to whoever runs all servers: uvicorn's own handler knows of one."""
+    """Leaves signals to whoever runs all servers: uvicorn's own handler knows of one."""
 
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_signal = on_signal
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._on_signal()
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def bind(address: Address) -> socket.socket:
@@ -62,6 +64,7 @@ def bind(address: Address) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address.host, address.port))
+        listener.listen()  # fails, as bind may not, where another socket has the same port of all addresses
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
@@ -69,8 +72,30 @@ def bind(address: Address) -> socket.socket:
     return listener
 
 
+def load_certificate(certificate: Path, key: Path) -> None:
+    """Raises OSError, of which ssl.SSLError is one, if they do not belong together or the key has a password."""
+    # The password keeps OpenSSL from asking at the terminal.
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+
+
+def check(addresses: Collection[Address]) -> None:
+    """Raises InputError if ``serve`` could not listen there now; nothing listens afterwards."""
+    with ExitStack() as listeners:
+        for address in dict.fromkeys(addresses):
+            _check_certificate(address)
+            listeners.enter_context(bind(address))
+
+
+def stop_serving() -> None:
+    """As a signal from outside: the first time connections may come to their end, the second time not."""
+    signal.raise_signal(signal.SIGTERM)
+
+
 async def serve(
-    apps: list[tuple[Any, Address]], on_signal: Callable[[], None], on_start: Callable[[list[Address]], None]
+    apps: list[tuple[Any, Address]],
+    on_signal: Callable[[], None],
+    on_start: Callable[[list[Address]], None],
+    patience: int = 600,
 ) -> None:
     """Returns when every connection is done after SIGTERM or SIGINT; at once after the second one.
 
@@ -78,6 +103,7 @@ async def serve(
         apps: ASGI applications and their addresses.
         on_signal: called at the first signal, before anything is closed.
         on_start: called when all listen, with their addresses; a port of 0 has become one that was free.
+        patience: seconds after the signal in which connections may come to their end; what is left is broken off.
 
     Raises:
         InputError: an address cannot be had, or the certificate cannot be read.
@@ -91,8 +117,11 @@ async def serve(
             server.should_exit = True
 
     listeners = [bind(address) for _, address in apps]
+    loop = asyncio.get_running_loop()
     try:
-        servers += [_Server(_config(app, address), stop) for app, address in apps]
+        servers += [_Server(_config(app, address, patience)) for app, address in apps]
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, stop)
         tasks = [
             asyncio.create_task(server.serve(sockets=[listener]))
             for server, listener in zip(servers, listeners, strict=True)
@@ -106,11 +135,14 @@ async def serve(
             on_start([replace(address, port=port) for (_, address), port in zip(apps, ports, strict=True)])
         await asyncio.gather(*tasks)
     finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
         for listener in listeners:
             listener.close()
 
 
-def _config(app: Any, address: Address) -> uvicorn.Config:
+def _config(app: Any, address: Address, patience: int) -> uvicorn.Config:
+    _check_certificate(address)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -119,12 +151,19 @@ def _config(app: Any, address: Address) -> uvicorn.Config:
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
         timeout_keep_alive=75,
+        timeout_graceful_shutdown=patience,
     )
+    config.load()
+    return config
+
+
+def _check_certificate(address: Address) -> None:
+    if address.certificate is None or address.key is None:
+        return
     try:
-        config.load()
+        load_certificate(address.certificate, address.key)
     except OSError as error:
         raise InputError(
             f"{address.certificate}, {address.key}: cannot be used as certificate and key ({error.strerror or error}): "
-            "give PEM files that belong together"
+            "give PEM files that belong together, the key without a password"
         ) from None
-    return config

@@ -36,11 +36,12 @@ class ApiOptions:
 
     Attributes:
         key: that requests must bring; None: none.
-        max_body: bytes of a request.
+        max_body: bytes of a request. body_seconds: in which they must come.
     """
 
     key: str | None = None
     max_body: int = 4 * 2**20
+    body_seconds: float = 60
 
 
 def create_app(
@@ -69,7 +70,7 @@ def create_app(
         app.include_router(mindie_management.routes(front, settings))
     if "metrics" in planes:
         app.include_router(metrics.routes(front, settings))
-    app.add_middleware(LimitBodies, limit=options.max_body)
+    app.add_middleware(LimitBodies, limit=options.max_body, seconds=options.body_seconds)
     if options.key is not None:
         app.add_middleware(RequireKey, key=options.key)
     app.add_middleware(AnswerFailures)

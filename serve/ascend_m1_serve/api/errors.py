@@ -64,12 +64,14 @@ def as_api_error(error: Exception) -> ApiError:
 def error_response(error: Exception) -> Response:
     """The whole answer."""
     found = as_api_error(error)
-    wait = found.status in (429, 503)
+    headers = {"Retry-After": str(RETRY_SECONDS)} if found.status in (429, 503) else {}
+    if found.status == 408:  # the rest of the body is not waited for
+        headers["Connection"] = "close"
     # ASCII alone: a message may repeat a text that is not valid Unicode.
     return JSONResponse(
         error_body(found.status, str(found).encode("utf-8", "replace").decode(), found.param, found.code),
         found.status,
-        {"Retry-After": str(RETRY_SECONDS)} if wait else None,
+        headers,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -21,10 +22,10 @@ NOTES = "ascend_m1"  # of a request, in its scope: what a route adds to the log 
 
 
 class LimitBodies:
-    """Refuses a body of more than ``limit`` bytes, announced or not."""
+    """Refuses a body of more than ``limit`` bytes, announced or not, and one that takes longer than ``seconds``."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+        self._app, self._limit, self._seconds = app, limit, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,13 +33,19 @@ class LimitBodies:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = announced.isdigit() and int(announced) > self._limit
-        seen = 0
+        seen, whole, end = 0, False, time.monotonic() + self._seconds
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, whole
             if too_large:  # told to the route that reads, which knows its family's form of an error
                 raise self._too_large()
-            message = await receive()
+            if whole:  # what comes now is that the client goes away
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0, end - time.monotonic()))
+            except asyncio.TimeoutError:
+                raise ApiError(408, f"the body did not come within {self._seconds} s: send it faster") from None
+            whole = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self._limit:
                 raise self._too_large()

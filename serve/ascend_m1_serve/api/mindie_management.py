@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import signal
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,12 +13,14 @@ from .. import __version__
 from ..front import Front
 from ..mindie import requests as form
 from ..protocol import Sampling
+from ..server import stop_serving
 from .bodies import read_object
 from .mindie_common import MindieError, MindieSettings, answered, guarded
 from .mindie_triton import adapter_of
 from .openapi import MINDIE_ERRORS, TEXT, members, operation
 
 DONE = members(message="string")
+_FORCE_SECONDS = 5  # for what is under way, as in MindIE
 _STATES = ("TTFT", "TBT", "waitingInferRequestNum", "processingInferRequestNum", "remainBlocks")
 
 
@@ -78,14 +78,15 @@ def busy(front: Front) -> bool:
     return front.open >= front.engine.limits.max_sequences + front.max_queue
 
 
-async def responds(front: Front, seconds: int) -> bool:
-    """Whether one token comes in time."""
+async def responds(front: Front, seconds: float) -> bool:
+    """Whether one token comes in time, to this request or, where all places are taken, to others."""
     check(front)
+    steps = front.engine.stats().steps
     stream = front.engine.submit([0], Sampling(max_tokens=1), priority=1)
     try:
         await asyncio.wait_for(anext(stream), seconds)
     except asyncio.TimeoutError:
-        return False
+        return front.engine.stats().steps > steps
     finally:
         stream.abort()
     return True
@@ -207,9 +208,8 @@ def _control(router: APIRouter, front: Front) -> None:
         front.draining = True
         while front.open and mode != "Force":
             await asyncio.sleep(0.02)
-        asyncio.get_running_loop().call_later(0.1 if mode != "Force" else 5, _terminate)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.1, stop_serving)  # a moment for this answer
+        if mode == "Force":
+            loop.call_later(_FORCE_SECONDS, stop_serving)
         return Response()
-
-
-def _terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from ..server import load_certificate
 from .checks import Findings
 from .environment import Environment
 
@@ -46,8 +46,8 @@ def check_certificates(root: Path, server: Mapping[str, Any], prefixes: Collecti
                         "httpsEnabled to false")  # fmt: skip
         if missing:
             continue
-        try:  # the password keeps OpenSSL from asking at the terminal
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        try:
+            load_certificate(certificate, key)
         except OSError as error:
             found.wrong(f"ServerConfig.{names[0]}", server[names[0]], f"{certificate} and {key} (from {names[1]}) "
                         f"cannot be used together ({error.strerror or error}): give PEM files, the key without a "

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,6 +16,8 @@ import pytest
 from openai import OpenAI
 
 from ascend_m1_serve.api import ApiOptions
+from ascend_m1_serve.api.mindie_management import responds
+from ascend_m1_serve.protocol import Stats
 from soak_server import Findings, malformed
 
 from .adapters import save
@@ -173,6 +176,50 @@ def test_limits_and_key() -> None:
         refused = httpx.post(url, json={"prompt": "x"}, headers=own)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert httpx.get(f"{service.url}/ready").status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/generate"])
+def test_a_body_that_does_not_come(path: str) -> None:
+    with running(embedded(), ApiOptions(body_seconds=0.1)) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 30) as connection:
+            connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx" % path.encode())
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until it is closed
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"the body did not come within 0.1 s: send it faster" in answer
+        # One that has come may be answered for longer.
+        long = httpx.post(f"{service.url}/v1/completions", json={**LONG, "max_tokens": 100}, timeout=60)
+        assert long.json()["usage"]["completion_tokens"] == 100
+
+
+def test_an_engine_whose_places_are_taken_responds() -> None:
+    with running(embedded(max_sequences=1)) as service:
+        body = {**LONG, "stream": True}
+        with httpx.stream("POST", f"{service.url}/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()  # whose end would close the connection
+            next(lines)
+            assert service.call(lambda: responds(service.front, 0.1))
+            assert service.front.engine.stats().running == 1
+        wait_until(lambda: service.front.open == 0)
+
+
+def test_an_engine_that_makes_nothing_does_not_respond() -> None:
+    class Stuck:
+        failure = None
+
+        def stats(self) -> Stats:
+            return Stats(running=1, steps=7)
+
+        def submit(self, *_: object, **__: object) -> Stuck:
+            return self
+
+        async def __anext__(self) -> None:
+            await asyncio.sleep(60)
+
+        def abort(self) -> None:
+            pass
+
+    assert not asyncio.run(responds(SimpleNamespace(engine=Stuck()), 0.1))  # type: ignore[arg-type]
 
 
 def test_only_the_page_and_probes_are_open() -> None:
