@@ -1,7 +1,7 @@
 """The command ``ascend-m1``: one module per sub-command, and the one place where errors become a line and a status.
 
-Status: 0 done, 1 verify-npu found something wrong, 2 a mistake in what the user gave (one line on stderr), 130 Ctrl-C,
-141 the reader of stdout went away.
+Status: 0 done, 1 verify-npu found something wrong or serve's engine failed, 2 a mistake in what the user gave (one line
+on stderr), 130 Ctrl-C, 141 the reader of stdout went away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NoReturn
 from ..errors import AscendM1Error, InputError
 from . import chat, env, generate, plan, quantize, verify_npu
 
-__all__ = ["main"]
+__all__ = ["main", "out_of_memory"]
 
 COMMANDS = (generate, chat, plan, quantize, env, verify_npu)
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"cannot write the output: {error.strerror}: free some space or write elsewhere")
         return _fail(f"{error.filename}: {error.strerror}: check the path and its permissions")
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         return _fail("out of memory: use a shorter prompt, a 16-bit --dtype or a larger device; see `ascend-m1 plan`")
 
@@ -96,7 +96,8 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an exception tells of."""
     # torch.OutOfMemoryError is a RuntimeError; the CPU's allocator raises a plain one.
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text

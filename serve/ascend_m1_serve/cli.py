@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ascend_m1.cli import out_of_memory
 from ascend_m1.cli.options import EMBEDDED, add_model_options, note, quiet
 from ascend_m1.errors import InputError
 
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 1025  # MindIE Service's
 KEY_VARIABLE = "ASCEND_M1_API_KEY"
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+_TOO_LARGE = (
+    "out of memory: lower --max-sequences or --max-length (maxBatchSize, maxSeqLen in config.json), or use a 16-bit "
+    "--dtype or a larger device; see `ascend-m1 plan`"
+)
 # What a config.json says; with one, these options are left at their defaults.
 _CONFIGURED = (
-    *("model", "max_length", "max_sequences", "adapter", "tensor_parallel_size", "pipeline_parallel_size"),
+    *("model", "max_length", "max_sequences", "adapter", "max_adapters", "max_adapter_rank"),
+    *("tensor_parallel_size", "pipeline_parallel_size"),
     *("host", "port", "served_model_name", "max_queue", "max_body_mb", "ssl_certfile", "ssl_keyfile"),
 )
 
@@ -61,6 +67,10 @@ def add_parser(commands: Any) -> None:
     engine.add_argument("--max-sequences", type=int, default=16, metavar="N", help="at the same time (default: 16)")
     engine.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR", help="a LoRA adapter from a PEFT "
                         "folder, asked for as a model; may be repeated")  # fmt: skip
+    engine.add_argument("--max-adapters", type=int, metavar="N", help="loaded at the same time; more than --adapter "
+                        "names leave room for /v1/load_lora_adapter (default: as many as those)")  # fmt: skip
+    engine.add_argument("--max-adapter-rank", type=int, metavar="R", help="of an adapter (default: the largest of "
+                        "--adapter, at least 16)")  # fmt: skip
     _add_server_options(parser)
     given = {name: parser.get_default(name) for name in _CONFIGURED}
     parser.set_defaults(run=run, unconfigured=given)
@@ -83,20 +93,28 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Everything that can be wrong is looked at before the weights are loaded."""
+    """Options, file, addresses and certificates are looked at before the weights are loaded."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise InputError(f'{", ".join(missing)} not installed: pip install "ascend-m1[serve]"')
 
     from .engines import built_in, vllm
+    from .errors import EngineError
     from .logs import start_logging
     from .mindie.environment import read_environment
     from .run import serve_forever
+    from .server import check
 
     environment = read_environment(os.environ)
     wanted, service = _configured(arguments, environment) if arguments.config is not None else _options(arguments)
-    with quiet():
-        loaded = vllm(wanted) if arguments.engine == "vllm" else built_in(wanted)
+    check(service.addresses.values())
+    try:
+        with quiet():
+            loaded = vllm(wanted) if arguments.engine == "vllm" else built_in(wanted)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(_TOO_LARGE) from None
     start_logging(arguments.log_level or environment.log_level)
 
     def on_start(addresses: list[Address]) -> None:
@@ -104,7 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
         if service.key is None and not all(address.local for address in addresses):
             note(f"no API key: whoever reaches it may stop it and load adapters: give --api-key or {KEY_VARIABLE}")
 
-    serve_forever(loaded, service, on_start)
+    try:
+        serve_forever(loaded, service, on_start)
+    except EngineError as error:  # its traceback is in the log
+        note(f"error: {error}")
+        return 1
     return 0
 
 
@@ -153,6 +175,8 @@ def _options(arguments: argparse.Namespace) -> tuple[Wanted, Service]:
         max_length=arguments.max_length,
         max_sequences=arguments.max_sequences,
         adapters=adapters,
+        max_adapters=arguments.max_adapters,
+        max_adapter_rank=arguments.max_adapter_rank,
         tensor_parallel=sizes[0],
         pipeline_parallel=sizes[1],
     )

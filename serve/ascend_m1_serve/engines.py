@@ -17,6 +17,7 @@ from ascend_m1.weights import read_json
 
 from .engine.core import Core, EngineOptions, make_core
 from .engine.service import BuiltInEngine
+from .engine.size import check_size
 from .front import Defaults
 from .protocol import Engine
 
@@ -32,6 +33,7 @@ class Wanted:
         max_length: tokens of the longest sequence; None: the checkpoint's context, at most ``DEFAULT_LENGTH``.
         max_sequences: at the same time. blocks: of the cache; None: for all of them at their longest.
         adapters: PEFT folders by name. max_adapters: loaded at the same time; None: as many as these.
+        max_adapter_rank: None: the largest of these, at least 16.
         tensor_parallel, pipeline_parallel, devices, memory_fraction: for vLLM; the built-in engine runs on one device
             and takes what it needs.
     """
@@ -47,6 +49,7 @@ class Wanted:
     graph: str | None = None
     adapters: dict[str, Path] | None = None
     max_adapters: int | None = None
+    max_adapter_rank: int | None = None
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     devices: tuple[int, ...] = ()
@@ -120,7 +123,12 @@ def vllm(wanted: Wanted, **more: Any) -> Vllm:
     if wanted.memory_fraction is not None:
         arguments["gpu_memory_utilization"] = wanted.memory_fraction
     if options.adapters:
-        rank = next(size for size in _VLLM_RANKS if size >= options.adapter_rank)
+        rank = next((size for size in _VLLM_RANKS if size >= options.adapter_rank), None)
+        if rank is None:
+            raise InputError(
+                f"adapters of rank {options.adapter_rank}: vLLM takes at most {_VLLM_RANKS[-1]}: lower "
+                "--max-adapter-rank (maxLoraRank in config.json), or use the built-in engine"
+            )
         arguments |= {"enable_lora": True, "max_loras": options.adapters, "max_lora_rank": rank}
     ends = frozenset([] if end is None else [end] if isinstance(end, int) else end)
     return Vllm(arguments | more, wanted.devices, checkpoint.tokenizer, _defaults(wanted.model), ends)
@@ -151,8 +159,9 @@ def built_in(wanted: Wanted) -> BuiltIn:
     """
     device = choose_device(wanted.device)
     checkpoint = open_checkpoint(str(wanted.model))
-    choose_dtype(wanted.dtype, device, checkpoint.config.dtype)
+    dtype, _ = choose_dtype(wanted.dtype, device, checkpoint.config.dtype)
     options = _options(wanted, checkpoint)
+    check_size(checkpoint.config, options, dtype, device)
     load: Any = load_quantised if is_quantised(checkpoint) else load_model
     source = load(checkpoint, device, wanted.dtype)
     model = InferenceModel(source, options.max_length)
@@ -177,7 +186,10 @@ def _options(wanted: Wanted, checkpoint: Checkpoint) -> EngineOptions:
     count = len(adapters) if wanted.max_adapters is None else wanted.max_adapters
     if count < len(adapters):
         raise InputError(f"max_adapters={count}: {len(adapters)} are to be loaded at the start: give at least that")
-    ranks = [_rank(folder) for folder in adapters.values()]
+    largest = max((_rank(folder) for folder in adapters.values()), default=0)
+    rank = max(EngineOptions.adapter_rank, largest) if wanted.max_adapter_rank is None else wanted.max_adapter_rank
+    if rank < largest:
+        raise InputError(f"max_adapter_rank={rank}: an adapter to be loaded has rank {largest}: give at least that")
     return EngineOptions(
         max_length=length,
         max_sequences=wanted.max_sequences,
@@ -186,7 +198,7 @@ def _options(wanted: Wanted, checkpoint: Checkpoint) -> EngineOptions:
         prefix_caching=wanted.prefix_caching,
         graph=wanted.graph,
         adapters=count,
-        adapter_rank=max([EngineOptions.adapter_rank, *ranks]),
+        adapter_rank=rank,
     )
 
 

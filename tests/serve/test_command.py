@@ -17,10 +17,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from ascend_m1.cli import main
-from ascend_m1_serve import logs, run
+from ascend_m1_serve import engines, logs, run
+from ascend_m1_serve.engine.runner import Runner
 from ascend_m1_serve.server import Address
+
+from .api.adapters import save
+from .test_server import free_port
 
 ROOT = Path(__file__).parents[2]
 LONG = {"prompt": "Once", "max_tokens": 300, "ignore_eos": True}
@@ -98,14 +103,78 @@ def test_a_second_signal_ends_at_once() -> None:
         (["--host", "203.0.113.1"], "203.0.113.1:1025: "),
         (["--port", "70000"], "--port=70000: give 0 to 65535"),
         (["--max-sequences", "0"], "max_sequences=0: give 1 or more"),
+        (["--max-sequences", "100000000"], "max_sequences=100000000: the built-in engine runs at most 128"),
+        (["--max-adapters", "-1"], "max_adapters=-1: 0 are to be loaded at the start: give at least that"),
+        (["--max-adapter-rank", "0"], "adapter_rank=0: give 1 or more"),
     ],
 )
 def test_refusals(
     options: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """All before the weights are loaded."""
+
+    def load(*_: object) -> None:
+        raise AssertionError("the weights are loaded")
+
+    monkeypatch.setattr(engines, "load_model", load)
     monkeypatch.setattr(logs, "start_logging", lambda level: None)
     assert main(["serve", "--device", "cpu", *options]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"ascend-m1: error: {text}")
+
+
+def test_out_of_memory_names_the_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise torch.OutOfMemoryError("NPU out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(engines, "load_model", load)
+    assert main(["serve", "--device", "cpu", "--port", "0"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("ascend-m1: error: out of memory: lower --max-sequences or --max-length (maxBatchSize, ")
+
+
+def test_an_engine_that_fails_ends_the_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a status that a service manager restarts at, after whoever listened was told."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Runner, "run", fail)
+    monkeypatch.setattr(logs, "start_logging", lambda level: None)
+    port, answers = free_port(), list[httpx.Response]()
+
+    def ask() -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=20)) as client:
+            answers.append(client.post("/v1/completions", json=LONG, timeout=60))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert main(["serve", "--device", "cpu", "--port", str(port)]) == 1
+    asking.join(10)
+    assert answers[0].status_code == 503
+    assert "ascend-m1: error: the engine failed: RuntimeError: no memory" in capsys.readouterr().err.splitlines()
+
+
+def test_a_forced_stop() -> None:
+    """Answers under way have five seconds; these take a minute."""
+    with started() as (process, url, _):
+        body = {**LONG, "max_tokens": 1000, "n": 128, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            assert httpx.get(f"{url}/stopService?mode=Force", timeout=30).status_code == 200
+            assert process.wait(20) == 0
+
+
+def test_room_for_adapters(tmp_path: Path) -> None:
+    folder = str(save(tmp_path / "a"))
+    with started("--max-adapters", "1", "--max-adapter-rank", "4") as (_, url, _):
+        for name, status, words in (("a", 200, "added successfully"), ("b", 422, "raise --max-adapters, or maxLoras")):
+            body = {"lora_name": name, "lora_path": folder}
+            answer = httpx.post(f"{url}/v1/load_lora_adapter", json=body, timeout=60)
+            assert answer.status_code == status
+            assert words in answer.text
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +216,7 @@ def test_tls_and_key(tmp_path: Path) -> None:
          "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"],
         check=True, capture_output=True,
     )  # fmt: skip
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ["--ssl-certfile", str(tmp_path / "cert.pem"), "--ssl-keyfile", str(tmp_path / "key.pem")]
     process = subprocess.Popen(
         command("--port", str(port), "--api-key", "k", *options), env=environment(), stderr=subprocess.PIPE, text=True

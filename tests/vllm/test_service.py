@@ -48,6 +48,12 @@ def test_memory_fraction() -> None:
     assert "gpu_memory_utilization" not in vllm(Wanted(EMBEDDED)).arguments
 
 
+def test_ranks_of_adapters() -> None:
+    assert vllm(Wanted(EMBEDDED, max_adapters=1, max_adapter_rank=40)).arguments["max_lora_rank"] == 64
+    with pytest.raises(InputError, match="adapters of rank 513: vLLM takes at most 512: lower --max-adapter-rank"):
+        vllm(Wanted(EMBEDDED, max_adapters=1, max_adapter_rank=513))
+
+
 def test_two_devices(tmp_path: Path) -> None:
     path, ports = small(tmp_path)
     config = json.loads(path.read_text())

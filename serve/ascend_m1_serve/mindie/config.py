@@ -45,6 +45,7 @@ class MindieConfig:
         service, management, metrics: the planes' addresses; equal ones share a server.
         model: checkpoint folder. name: as clients call it.
         devices: NPUs of the model. adapters: PEFT folders by name. max_adapters: None: as many as these.
+        max_adapter_rank: None: their largest.
         max_length, max_input: tokens of a sequence and of a prompt. truncate: -1 keeps a long prompt's beginning, 1 its
             end, 0 refuses it.
         max_new: tokens of an answer. max_sequences: at the same time. max_choices: answers to a prompt.
@@ -61,6 +62,7 @@ class MindieConfig:
     devices: tuple[int, ...]
     adapters: dict[str, Path]
     max_adapters: int | None
+    max_adapter_rank: int | None
     max_length: int
     max_input: int
     truncate: int
@@ -173,6 +175,7 @@ def _reduced(
         devices=tuple(backend["npuDeviceIds"][0]),
         adapters={entry["name"]: Path(entry["path"]) for entry in deploy["LoraModules"]},
         max_adapters=deploy["maxLoras"],
+        max_adapter_rank=deploy["maxLoraRank"],
         max_length=deploy["maxSeqLen"],
         max_input=min(deploy["maxInputTokenLen"], deploy["maxSeqLen"] - 1),
         truncate=_truncate(deploy["truncation"]),

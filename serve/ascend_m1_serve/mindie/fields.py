@@ -108,7 +108,7 @@ DEPLOY = {
     "truncation": Field((bool, int), False, choices=(-1, 0, 1)),  # True is 1, False is 0
     "LoraModules": Field(list, []),
     "maxLoras": Field(int, None, low=0, high=1024),
-    "maxLoraRank": Field(int, None, low=1, high=4096, used=False),
+    "maxLoraRank": Field(int, None, low=1, high=4096),
     "ModelConfig": Field(list, required=True),
 }
 

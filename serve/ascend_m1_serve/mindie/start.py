@@ -40,6 +40,7 @@ def wanted_engine(config: MindieConfig, path: Path, environment: Environment, se
         chunk=min(config.prefill_tokens, 512),
         adapters=config.adapters,
         max_adapters=config.max_adapters,
+        max_adapter_rank=config.max_adapter_rank,
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         devices=config.devices,
