@@ -87,11 +87,14 @@ def test_it_is_found_when_its_weights_are_there(tmp_path: Path, monkeypatch: pyt
 def test_what_cannot_be_loaded_gives_its_place_back_once(
     cancelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where somebody wants to unload it meanwhile."""
     slow = SlowRead(monkeypatch)
-    slow.go_on.set()
 
     async def scenario(engine: BuiltInEngine) -> None:
         loading = await slow.loading(engine, tmp_path / "missing")
+        with pytest.raises(InputError, match="'a' is not loaded"):
+            await engine.remove_adapter("a")
+        slow.go_on.set()
         if cancelled:
             loading.cancel()
         with pytest.raises(asyncio.CancelledError if cancelled else CheckpointError):
