@@ -150,6 +150,10 @@ def _configured(arguments: argparse.Namespace, environment: Any) -> tuple[Wanted
     if idle:
         note(f"environment: without effect here: {', '.join(idle)}")
     engine = replace(wanted_engine(config, path, environment, vllm), dtype=arguments.dtype)
+    if engine.max_sequences < config.max_sequences:
+        note(
+            f"{path}: maxBatchSize={config.max_sequences}: the engine runs {engine.max_sequences} at once, others wait"
+        )
     return engine, wanted_service(config, environment, _key(arguments))
 
 

@@ -80,7 +80,8 @@ async def _serve(loaded: Prepared, service: Service, on_start: Callable[[list[Ad
 
         watching = asyncio.create_task(_stop_if_it_fails(engine))
         try:
-            await serve(applications(front, service), stop_taking, on_start, int(service.settings.whole_timeout))
+            patience = (service.settings or MindieSettings()).whole_timeout
+            await serve(applications(front, service), stop_taking, on_start, int(patience))
         finally:
             watching.cancel()
         if engine.failure is not None:

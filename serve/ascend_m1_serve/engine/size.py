@@ -13,13 +13,15 @@ from ascend_m1.paged import FILLERS, PagedCache
 from .core import EngineOptions
 from .store import PrefixStore
 
+MOST_SEQUENCES = FILLERS  # at the same time: those that fill a step up need rows of their own
+
 
 def check_size(config: BaichuanM1Config, options: EngineOptions, dtype: torch.dtype, device: torch.device) -> None:
     """Raises InputError if there are more sequences than a decode step takes, or the cache alone is too large."""
     sequences, length = options.max_sequences, options.max_length
-    if sequences > FILLERS:
+    if sequences > MOST_SEQUENCES:
         raise InputError(
-            f"max_sequences={sequences}: the built-in engine runs at most {FILLERS} at the same time: lower "
+            f"max_sequences={sequences}: the built-in engine runs at most {MOST_SEQUENCES} at the same time: lower "
             "--max-sequences (maxBatchSize in config.json)"
         )
     need, have = cache_bytes(config, options, dtype), _memory(device)

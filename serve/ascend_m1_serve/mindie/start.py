@@ -8,6 +8,7 @@ from ascend_m1.device import npu_problem
 from ascend_m1.errors import ConfigError, InputError
 
 from ..api.mindie_common import MindieSettings
+from ..engine.size import MOST_SEQUENCES
 from ..engines import Wanted, parallel_sizes
 from ..run import Service
 from .config import MindieConfig, read_config
@@ -36,7 +37,7 @@ def wanted_engine(config: MindieConfig, path: Path, environment: Environment, se
         model=config.model,
         device=f"npu:{config.devices[0]}" if config.devices and npu_problem() is None else "auto",
         max_length=config.max_length,
-        max_sequences=config.max_sequences,
+        max_sequences=config.max_sequences if several else min(config.max_sequences, MOST_SEQUENCES),
         chunk=min(config.prefill_tokens, 512),
         adapters=config.adapters,
         max_adapters=config.max_adapters,

@@ -335,3 +335,11 @@ def test_room_for_adapters(tmp_path: Path) -> None:
 def test_an_address_of_the_environment_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(MindieConfigError, match="environment variable MIES_CONTAINER_IP='host': give an IPv4"):
         read_config(written(tmp_path, content()), Environment(service_ip="host"))
+
+
+def test_the_vendors_batch_size(tmp_path: Path) -> None:
+    """Its default, 200, is more than a step of the built-in engine takes: the others wait."""
+    path = written(tmp_path, change(content(), f"{SCHEDULE}maxBatchSize", 200))
+    config = read_config(path, Environment())
+    assert config.max_sequences == 200
+    assert wanted_engine(config, path, Environment(), several=False).max_sequences == 128
