@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .errors import CheckpointError, InputError
 from .inference import InferenceModel
+from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from .projection import Project
 from .weights import read_json
 
@@ -143,6 +144,14 @@ def _shapes(config: BaichuanM1Config, layer: int, target: str, rank: int) -> tup
         return (rank, 0), (0, rank)  # no such layer: no shape fits
     inputs, outputs = _sizes(config, config.layer_specs[layer], target)
     return (rank, inputs), (outputs, rank)
+
+
+def merge_adapter(model: BaichuanM1ForCausalLM, adapter: Adapter) -> None:
+    """Add an adapter to the model's own weights, computed in float64 and rounded once."""
+    with torch.no_grad():
+        for (layer, target), (a, b) in adapter.pairs.items():
+            weight = cast(nn.Linear, model.model.layers[layer].get_submodule(target)).weight
+            weight.copy_(weight.double() + (b @ a.double()).to(weight.device))
 
 
 class AdaptedProjection(nn.Module):

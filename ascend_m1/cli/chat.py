@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import add_model_options, add_sampling_options, decode, note, quiet, sampling_options, write
+from .options import (
+    add_adapter_option,
+    add_model_options,
+    add_sampling_options,
+    decode,
+    model_and_adapter,
+    note,
+    quiet,
+    sampling_options,
+    write,
+)
 
 if TYPE_CHECKING:
     from ..conversation import Conversation
@@ -24,6 +34,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="system message")
     add_model_options(parser)
+    add_adapter_option(parser)
     add_sampling_options(parser)
     parser.set_defaults(run=run)
 
@@ -38,9 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     with quiet():
         device = choose_device(arguments.device)
-        checkpoint = open_checkpoint(arguments.model)
+        directory, adapter = model_and_adapter(arguments)
+        checkpoint = open_checkpoint(directory)
         choose_dtype(arguments.dtype, device, checkpoint.config.dtype)
-        model = load_model(checkpoint, device, arguments.dtype)
+        model = load_model(checkpoint, device, arguments.dtype, adapter)
         return converse(Conversation(model, checkpoint.tokenizer, options, arguments.system))
 
 

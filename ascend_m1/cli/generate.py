@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .options import add_model_options, add_sampling_options, decode, note, quiet, sampling_options, write
+from .options import (
+    add_adapter_option,
+    add_model_options,
+    add_sampling_options,
+    decode,
+    model_and_adapter,
+    note,
+    quiet,
+    sampling_options,
+    write,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -23,6 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message of the chat format")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat format")
     add_model_options(parser)
+    add_adapter_option(parser)
     add_sampling_options(parser, beams=True)
     parser.set_defaults(run=run)
 
@@ -42,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     with quiet():
         device = choose_device(arguments.device)
-        checkpoint = open_checkpoint(arguments.model)
+        directory, adapter = model_and_adapter(arguments)
+        checkpoint = open_checkpoint(directory)
         choose_dtype(arguments.dtype, device, checkpoint.config.dtype)
         if arguments.raw:
             ids = plain_ids(checkpoint.tokenizer, prompt)
@@ -54,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         if options.max_new_tokens is not None and options.max_new_tokens > room:
             context = checkpoint.config.max_position_embeddings
             note(f"at most {room} new tokens: the prompt takes {len(ids)} of the context's {context}")
-        model = load_model(checkpoint, device, arguments.dtype)
+        model = load_model(checkpoint, device, arguments.dtype, adapter)
         generate_text(model, checkpoint.tokenizer, ids, options, write)
     write("\n")
     return 0

@@ -10,9 +10,10 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from ..adapters import merge_adapter, read_adapter
 from ..configuration_baichuan_m1 import BaichuanM1Config
 from ..device import choose_dtype
-from ..errors import AscendM1Error, CheckpointError, ConfigError, TokenizerError
+from ..errors import AscendM1Error, CheckpointError, ConfigError, InputError, TokenizerError
 from ..generation import SamplingOptions, honoured
 from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from ..parts import ModelParts
@@ -73,16 +74,23 @@ def open_checkpoint(directory: str) -> Checkpoint:
     return Checkpoint(path, config, tokenizer)
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype_name: str) -> BaichuanM1ForCausalLM:
-    """The model on its device, ready to generate; tells of a dtype that is not the checkpoint's own."""
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype_name: str, adapter: Path | None = None
+) -> BaichuanM1ForCausalLM:
+    """The model on its device, with the adapter in its weights; tells of a dtype that is not the checkpoint's own."""
     path, config = checkpoint.path, checkpoint.config
+    adapted = None if adapter is None else read_adapter(adapter, config)
     dtype = _dtype(checkpoint, device, dtype_name)
     if is_quantised(checkpoint):
+        if adapted is not None:
+            raise InputError(f"--adapter on {path}, which is quantised: give the plain checkpoint as --model, or serve it")
         model = quantised_model(path, config, device, dtype)
         if (path / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     else:
         loaded = BaichuanM1ForCausalLM.from_pretrained(path, config=config, dtype=dtype, local_files_only=True)
+        if adapted is not None:
+            merge_adapter(loaded, adapted)
         model = loaded.to(device).eval()
     model.generation_config = honoured(model.generation_config)
     return model

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from ..generation import SamplingOptions
@@ -34,6 +34,26 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="float32, bfloat16, float16, or auto: the checkpoint's own where the device is fast in it (default: auto)",
     )
+
+
+def add_adapter_option(parser: argparse.ArgumentParser) -> None:
+    """--adapter, and --model without a default, see ``model_and_adapter``."""
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter of PEFT's, as `ascend-m1 train` writes it; "
+                        "--model is then the base that it names, unless given")  # fmt: skip
+    parser.set_defaults(model=None)
+
+
+def model_and_adapter(arguments: argparse.Namespace) -> tuple[str, Path | None]:
+    """The checkpoint's directory and the adapter's. Raises CheckpointError for an adapter without a description."""
+    if arguments.adapter is None:
+        return arguments.model or str(EMBEDDED), None
+    from ..weights import read_json
+
+    adapter = Path(arguments.adapter)
+    if not adapter.is_dir():
+        raise CheckpointError(f"adapter {adapter} is not a directory: give the folder that holds adapter_config.json")
+    named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    return arguments.model or str(named or EMBEDDED), adapter
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, beams: bool = False) -> None:

@@ -1,0 +1,46 @@
+"""``ascend-m1 train``: a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ascend_m1.cli.options import note
+from ascend_m1.errors import InputError
+
+_NEEDED = ("accelerate", "datasets", "matplotlib", "peft", "yaml")
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = commands.add_parser(
+        "train",
+        help="finetune by a recipe",
+        description="Trains as a recipe says, one of openMind's or of finetune/recipes, and writes the adapter or the "
+        "model into its output_dir. The same command goes on where a stopped run left off. Exit status 0: it is "
+        "trained and written.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="in place of what the recipe says")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The recipe is looked at before anything is loaded."""
+    absent = [name for name in _NEEDED if find_spec(name) is None]
+    if absent:
+        raise InputError(f'{", ".join(absent)} not installed: pip install "ascend-m1[finetune]"')
+    from .recipe import read_recipe
+
+    recipe = read_recipe(Path(arguments.recipe), arguments.changes)
+    from .train import train
+
+    train(recipe)
+    note(
+        f"{recipe.output_dir}: written; ask it with `ascend-m1 generate --adapter {recipe.output_dir}`"
+        if recipe.finetuning_type == "lora"
+        else f"{recipe.output_dir}: written"
+    )
+    return 0

@@ -1,0 +1,5 @@
+"""From files of rows to tokenised documents: which files, their rows, the rows' forms, the checkpoint's chat format."""
+
+from .dataset import Padded, training_data
+
+__all__ = ["Padded", "training_data"]

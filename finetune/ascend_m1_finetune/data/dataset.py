@@ -1,0 +1,113 @@
+"""Tokenised documents as a data set: kept on disk and read again, made while training, or packed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+
+from ascend_m1.cli.options import note
+from ascend_m1.errors import AscendM1Error, InputError
+
+from ..packing import IGNORED, Document, pack_documents, pad_documents
+from ..recipe import Recipe
+from .files import Row, rows
+from .forms import conversation
+from .info import Source, sources
+from .template import chat_document, text_documents
+
+_FORMAT = 1  # of what is kept on disk; another number makes it anew
+
+
+def training_data(recipe: Recipe, tokenizer: Any, seed: int) -> Any:
+    """What the Trainer draws from; each item has ``input_ids`` and ``labels``, a packed one ``position_ids``, too.
+
+    Raises:
+        InputError: a file, a row of it (with its line) or an entry of a dataset-info file cannot be used.
+    """
+    found = sources(str(recipe.dataset), recipe.custom_dataset_info)
+    arguments = {"found": found, "tokenizer": tokenizer, "length": recipe.cutoff_len, "seed": seed}
+    if recipe.streaming:
+        return datasets.IterableDataset.from_generator(_documents, gen_kwargs=arguments)
+    try:
+        kept = datasets.Dataset.from_generator(
+            _documents,
+            gen_kwargs=arguments,
+            cache_dir=recipe.cache_dir,
+            fingerprint=_fingerprint(found, tokenizer, recipe.cutoff_len, seed),
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, AscendM1Error):
+            raise error.__cause__ from None
+        raise
+    if not recipe.packing:
+        return kept
+    items = [Document(tuple(item["input_ids"]), tuple(item["labels"])) for item in kept]
+    return pack_documents(items, recipe.cutoff_len, tokenizer.pad_token_id or 0)
+
+
+class Padded:
+    """A collator of items that are not packed: padded at the end to the longest."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Items with ``input_ids`` and ``labels`` -> tensors [B, longest], see ``pad_documents``."""
+        return pad_documents([Document(tuple(item["input_ids"]), tuple(item["labels"])) for item in items], self.pad_id)
+
+
+def _documents(found: list[Source], tokenizer: Any, length: int, seed: int) -> Iterator[dict[str, Any]]:
+    count = cut = 0
+    for source in found:
+        for where, row in _chosen(source, seed):
+            for item in _tokenised(source, where, row, tokenizer, length):
+                cut += len(item.input_ids) > length
+                labels = item.labels[:length]
+                if any(label != IGNORED for label in labels):
+                    count += 1
+                    yield {"input_ids": item.input_ids[:length], "labels": labels}
+    if not count:
+        raise InputError(
+            f"{', '.join(source.name for source in found)}: no row has an answer within cutoff_len={length}"
+        )
+    if cut:
+        note(f"{cut} rows are longer than cutoff_len={length}: their ends are left out")
+
+
+def _chosen(source: Source, seed: int) -> Iterable[Row]:
+    if source.samples is None:
+        return rows(source.file)
+    held = list(rows(source.file))
+    return random.Random(seed).sample(held, min(source.samples, len(held)))
+
+
+def _tokenised(source: Source, where: str, row: dict[str, Any], tokenizer: Any, length: int) -> Iterator[Document]:
+    content = conversation(source, where, row)
+    if isinstance(content, str):
+        yield from text_documents(tokenizer, content, length)
+        return
+    try:
+        yield chat_document(tokenizer, content)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _fingerprint(found: list[Source], tokenizer: Any, length: int, seed: int) -> str:
+    """Of everything that the tokens depend on; the files count by their bytes."""
+    digest = hashlib.sha256()
+    for source in found:
+        with source.file.open("rb") as file:
+            digest.update(
+                hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else file.read()
+            )
+        description = [source.form, source.samples, source.columns, source.tags]
+        digest.update(json.dumps(description, sort_keys=True).encode())
+    digest.update(json.dumps([_FORMAT, tokenizer.chat_template, length, seed]).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,225 @@
+"""A recipe: one flat YAML file in openMind's words, checked before anything is loaded.
+
+The keys are openMind's (its model, data and finetune arguments, and every field of the Trainer's arguments) and a few
+of ours. ``training.py`` makes the Trainer's arguments of the latter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from transformers import TrainingArguments
+
+from ascend_m1.cli.options import EMBEDDED
+from ascend_m1.errors import InputError
+
+MODEL_IDS = {"m1-icd10": EMBEDDED}
+# openMind's keys that need no counterpart here, and why.
+WITHOUT_EFFECT = {
+    "model_group": "there is one",
+    "trust_remote_code": "no code of a checkpoint is run",
+    "model_revision": "checkpoints are local folders",
+    "token": "checkpoints are local folders",
+    "use_fast_tokenizer": "there is one tokenizer",
+    "split_special_tokens": "the checkpoint's tokenizer decides",
+    "per_shard_size": "`ascend-m1 export` decides",
+    "split": "each data set's entry names its own, as in openMind",
+    "subset_name": "data sets are local files",
+    "preprocessing_batch_size": "rows are read one by one",
+    "preprocessing_num_workers": "rows are read one by one",
+    "max_length": "batches are padded to their longest row",
+    "reserved_label_len": "a row is cut at its end",
+    "ignore_pad_token_for_loss": "padding is never learnt",
+}
+# Words of older transformers, as openMind's recipes use them.
+RENAMED = {"evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps", "no_cuda": "use_cpu"}
+DROPPED = {"save_safetensors", "logging_dir", "predict_with_generate", "jit_mode_eval", "half_precision_backend"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The checked recipe; defaults are openMind's, or mean "off" for the keys below ``training``.
+
+    Attributes:
+        model_id: a known checkpoint's name; or else ``model_name_or_path``, a checkpoint's folder.
+        load_in_4bit: quantise the base to 4 bits first; a quantised checkpoint needs no such word.
+        adapter_models: an adapter's folder to go on with.
+        dataset: names, with commas, of entries in the files ``custom_dataset_info``.
+        cutoff_len: tokens of a row at most, or of a packed row.
+        lora_alpha: twice the rank, unless given.
+        overwrite_output_dir: begin anew where a folder has checkpoints already, instead of going on.
+        training: the Trainer's own arguments, as written.
+        packing: several documents in a row, with borders that nothing crosses.
+        streaming: tokenise while training, without a cache.
+        train_convolution: train the convolution's filters beside the adapter.
+        adaptive_update_factor: leave out an update whose gradient norm is above this many times the running mean.
+    """
+
+    output_dir: str = ""
+    model_id: str | None = None
+    model_name_or_path: str | None = None
+    load_in_4bit: bool = False
+    use_gradient_checkpointing: bool = True
+    adapter_models: str | None = None
+    cache_dir: str | None = None
+    dataset: str | None = None
+    custom_dataset_info: str | None = None
+    cutoff_len: int = 1024
+    stage: str = "sft"
+    finetuning_type: str = "full"
+    lora_target_modules: str = "all"
+    lora_alpha: int | None = None
+    lora_dropout: float = 0.0
+    lora_rank: int = 8
+    do_train: bool = True
+    overwrite_output_dir: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    packing: bool = False
+    streaming: bool = False
+    train_convolution: bool = False
+    adaptive_update_factor: float | None = None
+
+    @property
+    def base(self) -> Path:
+        """The checkpoint's folder."""
+        return MODEL_IDS[self.model_id] if self.model_id else Path(str(self.model_name_or_path))
+
+
+_OWN = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "training"}
+_TRAINER = {name: kind for name, kind in get_type_hints(TrainingArguments).items() if not name.startswith("_")}
+_TRAINER = {f.name: _TRAINER[f.name] for f in dataclasses.fields(TrainingArguments)}
+KEYS = (*_OWN, *_TRAINER, *WITHOUT_EFFECT, *RENAMED, *sorted(DROPPED))
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from its file and ``KEY=VALUE`` words, which win.
+
+    Raises:
+        InputError: one line with the file, the key and what to do.
+    """
+    values = _read_yaml(path)
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise InputError(f"{word!r}: give changes of the recipe as KEY=VALUE")
+        values[key] = yaml.safe_load(text)
+    try:
+        recipe = _recipe(values)
+        _check(recipe, values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return recipe
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise InputError(f"recipe {path} does not exist: give a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not valid UTF-8: convert the file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: not YAML ({getattr(error, 'problem', error)}): mend the line") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no keys: write lines like `dataset: my_data`")
+    return {str(key): value for key, value in content.items()}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML forbids a key twice; PyYAML takes the last one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", key_node.start_mark)
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+    own: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for key, value in values.items():
+        name = RENAMED.get(key, key)
+        if name in _OWN:
+            own[name] = _typed(key, value, _OWN[name])
+        elif name in _TRAINER:
+            training[name] = _typed(key, value, _TRAINER[name])
+        elif key not in WITHOUT_EFFECT and key not in DROPPED:
+            near = difflib.get_close_matches(key, KEYS, 1)
+            raise InputError(f"unknown key {key!r}: {f'did you mean {near[0]!r}?' if near else 'see docs/finetune.md'}")
+    return Recipe(**{name: value for name, value in own.items() if value is not None}, training=training)
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:
+    """The value as the key's type; YAML reads 1e-3 as a text, and a file may say "true"."""
+    kinds = set(get_args(kind)) if get_origin(kind) is Union or len(get_args(kind)) > 1 else {kind}
+    if value is None or isinstance(value, (dict, list)) or not kinds & {bool, int, float, str}:
+        return value
+    if bool in kinds and (isinstance(value, bool) or str(value).lower() in ("true", "false")):
+        return value if isinstance(value, bool) else value.lower() == "true"
+    if kinds & {int, float} and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+        if number is not None and (float in kinds or number == int(number)):
+            return int(number) if int in kinds and number == int(number) else number
+    if str in kinds and isinstance(value, (str, int, float)):
+        return str(value)
+    wanted = [
+        w
+        for t, w in ((bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "text"))
+        if t in kinds
+    ]
+    raise InputError(f"{key}: {value!r}: give {' or '.join(wanted)}")
+
+
+def _check(recipe: Recipe, values: dict[str, Any]) -> None:
+    """Raises InputError for what is missing, out of range or contradicts."""
+    if (recipe.model_id is None) == (recipe.model_name_or_path is None):
+        raise InputError("give one of model_id and model_name_or_path")
+    if recipe.model_id is not None and recipe.model_id not in MODEL_IDS:
+        raise InputError(
+            f"model_id {recipe.model_id!r}: known is {', '.join(MODEL_IDS)}: give another checkpoint's folder as "
+            "model_name_or_path"
+        )
+    for key in ("output_dir", "dataset"):
+        if not getattr(recipe, key):
+            raise InputError(f"{key} is missing: add it")
+    if not recipe.do_train:
+        raise InputError("do_train: false: there is nothing to do: leave it out")
+    for key, least in (("cutoff_len", 2), ("lora_rank", 1)):
+        if getattr(recipe, key) < least:
+            raise InputError(f"{key}: {getattr(recipe, key)}: give {least} or more")
+    _one_of("stage", recipe.stage, ("sft",))
+    _one_of("finetuning_type", recipe.finetuning_type, ("full", "lora"))
+    if recipe.finetuning_type == "full":
+        lora_only = ("lora_target_modules", "lora_alpha", "lora_dropout", "lora_rank")
+        for key in (*lora_only, "load_in_4bit", "adapter_models", "train_convolution"):
+            if values.get(key) not in (None, False):
+                raise InputError(f"{key} with finetuning_type: full: leave it out, or say finetuning_type: lora")
+    if recipe.streaming and recipe.packing:
+        raise InputError("streaming with packing: rows are packed from all documents: leave one of them out")
+    if recipe.streaming and recipe.training.get("max_steps", -1) < 1:
+        raise InputError("streaming without max_steps: the length of a stream is not known: add max_steps")
+    if recipe.training.get("bf16") and recipe.training.get("fp16"):
+        raise InputError("bf16 and fp16: give one of them")
+    if recipe.adaptive_update_factor is not None and recipe.training.get("max_grad_norm"):
+        raise InputError("adaptive_update_factor with max_grad_norm: one skips where the other clips: leave one out")
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f"{key}: {value!r}: give {' or '.join(known)}")

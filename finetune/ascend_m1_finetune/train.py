@@ -1,0 +1,103 @@
+"""A recipe's model, data and method in transformers' Trainer, from the start or from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1.cli.loading import Checkpoint, open_checkpoint
+from ascend_m1.cli.options import note
+from ascend_m1.errors import CheckpointError
+from ascend_m1.quantization.scheme import Scheme
+from ascend_m1.quantization.write import quantise_checkpoint
+
+from .adaptive import AdaptiveUpdate
+from .data import Padded, training_data
+from .lora import add_lora
+from .qlora import quantised_base
+from .recipe import Recipe
+from .resume import starting_point
+from .trainer import M1Trainer, Measures
+from .training import WSD, training_arguments
+
+
+def train(recipe: Recipe) -> M1Trainer:
+    """Train, and write the adapter or the model into ``output_dir``.
+
+    Raises:
+        InputError, CheckpointError, ConfigError, TokenizerError: the recipe, a row of its data or a file of its model
+            cannot be used.
+    """
+    arguments = training_arguments(recipe)
+    checkpoint = open_checkpoint(str(recipe.base))
+    with arguments.main_process_first(desc="data and output folder"):
+        data = training_data(recipe, checkpoint.tokenizer, arguments.seed)
+        start = starting_point(recipe, arguments.process_index == 0)
+        base = _base(recipe, checkpoint)
+    set_seed(arguments.seed)
+    model = _model(base, arguments, recipe)
+    wsd = (arguments.lr_scheduler_kwargs or {}) if recipe.training.get("lr_scheduler_type") == WSD else None
+    trainer = M1Trainer(
+        model=_adapted(model, recipe),
+        args=arguments,
+        train_dataset=data,
+        processing_class=checkpoint.tokenizer,
+        data_collator=None if recipe.packing else Padded(checkpoint.tokenizer.pad_token_id or 0),
+        callbacks=_callbacks(recipe),
+        wsd=wsd,
+    )
+    if start is not None:
+        note(f"going on from {start}")
+    trainer.train(resume_from_checkpoint=start)
+    trainer.save_result()
+    return trainer
+
+
+def _base(recipe: Recipe, checkpoint: Checkpoint) -> Path:
+    """The base's folder; with load_in_4bit that of its quantised copy, made beside the results on first use."""
+    if not recipe.load_in_4bit or getattr(checkpoint.config, "quantization_config", None):
+        return checkpoint.path
+    folder = Path(recipe.output_dir) / "base-4bit"
+    if not (folder / "config.json").is_file():
+        quantise_checkpoint(checkpoint.path, folder, Scheme(4, 128), lambda done, all: note(f"quantised {done}/{all}"))
+    return folder
+
+
+def _model(base: Path, arguments: TrainingArguments, recipe: Recipe) -> BaichuanM1ForCausalLM:
+    """A frozen base in the dtype of the computation; weights that are trained in float32."""
+    dtype = torch.float32
+    if recipe.finetuning_type == "lora":
+        dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
+    if open_checkpoint(str(base)).config.to_dict().get("quantization_config"):
+        return quantised_base(base, dtype)
+    model: BaichuanM1ForCausalLM = BaichuanM1ForCausalLM.from_pretrained(base, dtype=dtype, local_files_only=True)
+    return model
+
+
+def _adapted(model: BaichuanM1ForCausalLM, recipe: Recipe) -> BaichuanM1ForCausalLM | PeftModel:
+    if recipe.finetuning_type == "full":
+        return model
+    model.name_or_path = str(recipe.base)  # the adapter's base, whatever was computed with
+    if recipe.adapter_models is not None:
+        if not Path(recipe.adapter_models, "adapter_config.json").is_file():
+            raise CheckpointError(f"adapter_models {recipe.adapter_models}: give a folder with adapter_config.json")
+        adapted: PeftModel = PeftModel.from_pretrained(model, recipe.adapter_models, is_trainable=True)
+        return adapted
+    return add_lora(
+        model,
+        recipe.lora_rank,
+        recipe.lora_alpha or 2 * recipe.lora_rank,
+        recipe.lora_dropout,
+        recipe.lora_target_modules,
+        recipe.train_convolution,
+    )
+
+
+def _callbacks(recipe: Recipe) -> list[TrainerCallback]:
+    factor: Any = recipe.adaptive_update_factor
+    return [*([] if factor is None else [AdaptiveUpdate(factor)]), Measures()]

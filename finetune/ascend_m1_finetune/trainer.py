@@ -1,0 +1,122 @@
+"""transformers' Trainer with whole checkpoints, the WSD schedule, and what the logs and the report need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import sort_checkpoints
+
+from .schedule import wsd_lambda_lr
+
+PART = ".part"  # in the output folder, what is being written or removed
+
+
+class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
+    """The Trainer; a checkpoint appears under its name when all of it is written.
+
+    Args:
+        wsd: ``num_decay_steps`` (a tenth of the run) and ``min_lr_ratio`` (0) of the WSD schedule; None: the schedule
+            that the Trainer's arguments name.
+    """
+
+    def __init__(self, *args: Any, wsd: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.wsd = wsd
+        self._folder = Path(self.args.output_dir)
+        self._writing = False
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The schedule of this run."""
+        if self.wsd is None:
+            made: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+            return made
+        schedule = wsd_lambda_lr(
+            optimizer or self.optimizer,
+            self.args.get_warmup_steps(num_training_steps),
+            num_training_steps,
+            int(self.wsd.get("num_decay_steps", num_training_steps // 10)),
+            float(self.wsd.get("min_lr_ratio", 0.0)),
+        )
+        self.lr_scheduler, self._created_lr_scheduler = schedule, True
+        return schedule
+
+    def save_result(self) -> None:
+        """The trained adapter or model into the output folder, each file whole, the configuration last."""
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        part = self._folder / PART / "result"
+        self.save_model(str(part))
+        if self.args.should_save:
+            for path in sorted(part.iterdir(), key=lambda path: path.name.endswith("config.json")):
+                os.replace(path, self._folder / path.name)
+        self._end_writing()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._folder / PART) if self._writing else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._writing = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writing = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            name = f"checkpoint-{self.state.global_step}"
+            if (self._folder / name).exists():  # of a run that was taken up before it
+                os.replace(self._folder / name, self._folder / PART / "old")
+            os.replace(self._folder / PART / name, self._folder / name)
+            self._remove_older()
+        self._end_writing()
+
+    def _remove_older(self) -> None:
+        """All but the last ``save_total_limit``, each taken out of the folder at once."""
+        limit = self.args.save_total_limit
+        for path in sort_checkpoints(str(self._folder))[:-limit] if limit else []:
+            os.replace(path, self._folder / PART / Path(path).name)
+
+    def _end_writing(self) -> None:
+        if self.args.should_save:
+            shutil.rmtree(self._folder / PART, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+
+class Measures(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Adds ``tokens_per_second`` since the last log and ``memory_gb``, the most so far, to the logs."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Begin counting."""
+        self._tokens, self._since = float(state.num_input_tokens_seen), time.monotonic()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Into this log and into the history, which the Trainer has written already."""
+        if logs is None or "loss" not in logs:
+            return
+        tokens, now = float(state.num_input_tokens_seen), time.monotonic()
+        measured = {
+            "tokens_per_second": round((tokens - self._tokens) / max(now - self._since, 1e-9)),
+            "memory_gb": round(_peak_memory(args.device) / 1e9, 3),
+        }
+        self._tokens, self._since = tokens, now
+        logs.update(measured)
+        state.log_history[-1].update(measured)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the device, or of the process where there is none."""
+    if device.type == "cpu":
+        import resource  # not on every system that has torch
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    module = getattr(torch, device.type)
+    return int(module.max_memory_allocated())
