@@ -7,7 +7,9 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -149,17 +151,22 @@ def _copy_others(base: Path, folder: Path) -> None:
     config.pop("quantization_config", None)
     if "auto_map" not in config:
         config["auto_map"] = _write_remote_code(folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / "config.json", config)
 
 
 def _write_remote_code(folder: Path) -> dict[str, str]:
-    """For ``trust_remote_code`` without ``import ascend_m1``: where transformers finds the classes."""
-    found = {
-        "AutoConfig": "BaichuanM1Config",
-        "AutoModel": "BaichuanM1Model",
-        "AutoModelForCausalLM": "BaichuanM1ForCausalLM",
+    """For ``trust_remote_code`` without this package, and under older transformers; returns config.json's auto_map."""
+    code = resources.files("ascend_m1_openmind").joinpath("baichuan_m1.py").read_text(encoding="utf-8")
+    (folder / f"{_REMOTE}.py").write_text(code, encoding="utf-8")
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.is_file() and (folder / "tokenizer.json").is_file():
+        remote = {"auto_map": {"AutoTokenizer": [None, f"{_REMOTE}.BaichuanTokenizer"]}}
+        _write_json(tokenizer, read_json(tokenizer) | remote)
+    return {
+        "AutoConfig": f"{_REMOTE}.BaichuanM1Config",
+        "AutoModelForCausalLM": f"{_REMOTE}.BaichuanM1ForCausalLM",
     }
-    words = '"""The model is in the package ascend-m1, which must be installed."""'
-    text = f"{words}\n\nfrom ascend_m1 import {', '.join(found.values())}\n"
-    (folder / f"{_REMOTE}.py").write_text(text, encoding="utf-8")
-    return {auto: f"{_REMOTE}.{name}" for auto, name in found.items()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from ascend_m1.errors import InputError
@@ -11,6 +13,12 @@ from ascend_m1.errors import InputError
 from .recipe import Recipe
 
 WSD = "wsd"
+_DEFAULTS = {"report_to": "none", "logging_steps": 10, "include_num_input_tokens_seen": "non_padding"}
+# transformers renamed the field within the versions supported here.
+_NEW_NAME = "activation_checkpointing"
+_CHECKPOINTING = (
+    _NEW_NAME if _NEW_NAME in {f.name for f in dataclasses.fields(TrainingArguments)} else "gradient_checkpointing"
+)
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -19,17 +27,14 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     Raises:
         InputError: the Trainer refuses a value.
     """
-    values: dict[str, Any] = {
-        "report_to": "none",
-        "logging_steps": 10,
-        "include_num_input_tokens_seen": "non_padding",
-    } | recipe.training
+    values: dict[str, Any] = _DEFAULTS | recipe.training
     if values.get("lr_scheduler_type") == WSD:
         values["lr_scheduler_type"] = "constant"  # a placeholder: ``trainer.py`` makes the schedule
     if recipe.adaptive_update_factor is not None:
         values["max_grad_norm"] = 0.0
-    values.setdefault("gradient_checkpointing", recipe.use_gradient_checkpointing)
-    values.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    values[_CHECKPOINTING] = values.pop("gradient_checkpointing", recipe.use_gradient_checkpointing)
+    values[f"{_CHECKPOINTING}_kwargs"] = values.pop("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    values.setdefault("use_cpu", not torch.accelerator.is_available())  # else the Trainer refuses bf16
     values |= {"output_dir": recipe.output_dir, "remove_unused_columns": False, "do_train": True}
     try:
         return TrainingArguments(**values)

@@ -71,6 +71,22 @@ def assert_exported(target: Path, wanted: Tensor, plain: Tensor) -> None:
     assert (found - wanted).norm() < 0.02 * wanted.norm()
 
 
+REMOTE = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+target, found = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(target, trust_remote_code=True, torch_dtype=torch.float32).eval()
+tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=True)
+questions = ["What does ICD-10-CM code J45 mean?", "Which code means Asthma? " * 20]
+chats = [[{"role": "user", "content": question}] for question in questions]
+texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+batch = tokenizer(texts, return_tensors="pt", padding=True)
+ids, mask = batch["input_ids"], batch["attention_mask"]
+torch.save((ids, mask, model(input_ids=ids, attention_mask=mask).logits.detach()), found)
+assert "ascend_m1" not in sys.modules
+"""
+
+
 def test_the_command(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights merged, all other files the base's; a plain process loads it with trust_remote_code."""
     target = tmp_path / "new" / "merged"
@@ -78,23 +94,25 @@ def test_the_command(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["reading", "merging", "writing", f"{target}:"]
     assert_exported(target, logits(PeftModel.from_pretrained(base_model(), adapter)), logits(base_model()))
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"):
+    for name in ("tokenizer.json", "tokenizer.model", "generation_config.json", "README.md"):
         assert (target / name).read_bytes() == (EMBEDDED / name).read_bytes()
+    tokenizer = json.loads((target / "tokenizer_config.json").read_text())
+    assert tokenizer.pop("auto_map")
+    assert tokenizer == json.loads((EMBEDDED / "tokenizer_config.json").read_text())
     config = json.loads((target / "config.json").read_text())
     remote = config.pop("auto_map")
     assert config == json.loads((EMBEDDED / "config.json").read_text())
     stored, source = load_file(target / "model.safetensors"), load_file(EMBEDDED / "model.safetensors")
     assert {k: (v.dtype, v.shape) for k, v in stored.items()} == {k: (v.dtype, v.shape) for k, v in source.items()}
     assert [path.name for path in target.parent.iterdir()] == ["merged"]
-    program = (
-        "import sys; from transformers import AutoModelForCausalLM\nassert 'ascend_m1' not in sys.modules\n"
-        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)).__name__)\n"
-    )
+    assert remote["AutoModelForCausalLM"] == "ascend_m1_remote.BaichuanM1ForCausalLM"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", program, target], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.stdout.strip() == remote["AutoModelForCausalLM"].split(".")[1] == "BaichuanM1ForCausalLM", done.stderr
+    command = [sys.executable, "-c", REMOTE, target, tmp_path / "found.pt"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    ids, mask, found = torch.load(tmp_path / "found.pt")
+    wanted = base_model(target)(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(found[mask.bool()], wanted[mask.bool()], atol=1e-4, rtol=0.0)  # as far as float32 goes
     assert main(["export", str(adapter), str(target)]) == 2
     assert capsys.readouterr().err == f"ascend-m1: error: {target}: is not empty: give a new folder\n"
 
