@@ -31,8 +31,8 @@ def _line_rows(path: Path) -> Iterator[Row]:
         for number, data in enumerate(file, start=1):
             where = f"{path}, line {number}"
             try:
-                text = data.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
+                text = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip()
+                if text:
                     yield where, _object(where, json.loads(text))
             except UnicodeDecodeError as error:
                 raise InputError(f"{where}: byte {error.start} is not valid UTF-8: convert the file") from None

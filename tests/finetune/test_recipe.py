@@ -1,0 +1,144 @@
+"""Recipes: openMind's words and ours, and one line for whatever is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ascend_m1.errors import InputError
+from ascend_m1_finetune.recipe import KEYS, Recipe, read_recipe
+from ascend_m1_finetune.training import training_arguments
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "finetune" / "recipes").glob("*.yaml"))
+LEAST = {"model_id": "m1-icd10", "dataset": "x", "output_dir": "out"}
+
+
+def read(folder: Path, text: str | dict[str, Any], *changes: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(text if isinstance(text, str) else yaml.safe_dump(text))
+    return read_recipe(path, changes)
+
+
+# The recipe that the reference of openMind 1.0.0 ran with, word for word but for the model.
+OPENMIND = """
+model_name_or_path: ./tiny
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_target_modules: q_proj, v_proj
+lora_rank: 4
+lora_alpha: 8
+dataset: med
+custom_dataset_info: info.json
+cutoff_len: 128
+output_dir: out
+per_device_train_batch_size: 2
+learning_rate: 1.0e-3
+max_steps: 4
+logging_steps: 1
+report_to: none
+"""
+
+
+def test_a_recipe_of_openmind(tmp_path: Path) -> None:
+    recipe = read(tmp_path, OPENMIND)
+    assert (recipe.base, recipe.lora_rank, recipe.lora_target_modules) == (Path("tiny"), 4, "q_proj, v_proj")
+    arguments = training_arguments(recipe)
+    assert (arguments.max_steps, arguments.learning_rate, arguments.per_device_train_batch_size) == (4, 1e-3, 2)
+
+
+def test_openminds_defaults(tmp_path: Path) -> None:
+    recipe = read(tmp_path, LEAST)
+    assert (recipe.stage, recipe.finetuning_type, recipe.cutoff_len, recipe.lora_rank) == ("sft", "full", 1024, 8)
+    assert (recipe.lora_alpha, recipe.lora_dropout, recipe.use_gradient_checkpointing) == (None, 0.0, True)
+
+
+def test_words_without_effect_and_older_names_are_taken(tmp_path: Path) -> None:
+    others = {"trust_remote_code": True, "preprocessing_num_workers": 4, "evaluation_strategy": "no", "bf16": True}
+    recipe = read(tmp_path, LEAST | others | {"warmup_ratio": 0.1, "logging_dir": "logs", "save_safetensors": True})
+    assert recipe.training == {"eval_strategy": "no", "warmup_steps": 0.1, "bf16": True}
+    assert training_arguments(recipe).get_warmup_steps(50) == 5
+
+
+def test_changes_win_and_numbers_may_be_written_as_yaml_does_not_know_them(tmp_path: Path) -> None:
+    recipe = read(tmp_path, LEAST | {"learning_rate": "1e-3"}, "learning_rate=2e-4", "packing=true", "seed=3")
+    assert (recipe.training["learning_rate"], recipe.packing, recipe.training["seed"]) == (2e-4, True, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_rang": 4}, "unknown key 'lora_rang': did you mean 'lora_rank'?"),
+        ({"learning_rates": 1}, "unknown key 'learning_rates': did you mean 'learning_rate'?"),
+        ({"zzz": 1}, "unknown key 'zzz': see docs/finetune.md"),
+        ({"model_name_or_path": "x"}, "give one of model_id and model_name_or_path"),
+        ({"model_id": None}, "give one of model_id and model_name_or_path"),
+        ({"model_id": "m1"}, "model_id 'm1': known is m1-icd10"),
+        ({"dataset": None}, "dataset is missing: add it"),
+        ({"output_dir": ""}, "output_dir is missing: add it"),
+        ({"do_train": False}, "do_train: false: there is nothing to do"),
+        ({"stage": "dpo"}, "stage: 'dpo': give sft"),
+        ({"finetuning_type": "galore"}, "finetuning_type: 'galore': give full or lora"),
+        ({"lora_rank": 4}, "lora_rank with finetuning_type: full"),
+        ({"load_in_4bit": True}, "load_in_4bit with finetuning_type: full"),
+        ({"train_convolution": True}, "train_convolution with finetuning_type: full"),
+        ({"cutoff_len": "long"}, "cutoff_len: 'long': give a whole number"),
+        ({"cutoff_len": 1}, "cutoff_len: 1: give 2 or more"),
+        ({"packing": "maybe"}, "packing: 'maybe': give true or false"),
+        ({"learning_rate": "fast"}, "learning_rate: 'fast': give a number"),
+        ({"max_steps": 1.5}, "max_steps: 1.5: give a whole number"),
+        ({"streaming": True}, "streaming without max_steps"),
+        ({"streaming": True, "packing": True, "max_steps": 3}, "streaming with packing"),
+        ({"bf16": True, "fp16": True}, "bf16 and fp16: give one of them"),
+        ({"adaptive_update_factor": 4, "max_grad_norm": 1.0}, "adaptive_update_factor with max_grad_norm"),
+    ],
+)
+def test_mistakes(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, {key: value for key, value in (LEAST | change).items() if value is not None})
+    assert str(caught.value).startswith(f"{tmp_path / 'recipe.yaml'}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "holds no keys"),
+        ("", "holds no keys"),
+        ("a: [1", "line 1: not YAML"),
+        ("dataset: a\ndataset: b", "line 2: not YAML (dataset stands twice)"),
+    ],
+)
+def test_files_that_are_no_recipes(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"recipe\.yaml") as caught:
+        read(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist: give a YAML file"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_what_the_trainer_refuses_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the Trainer refuses the recipe: .*sometimes"):
+        training_arguments(read(tmp_path, LEAST | {"save_strategy": "sometimes"}))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is valid and says in its header how it is run."""
+    monkeypatch.chdir(ROOT)
+    read_recipe(path)
+    header = path.read_text().split("\n\n")[0]
+    assert f"train finetune/recipes/{path.name}" in header
+
+
+def test_every_key_is_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "finetune.md").read_text()
+    ours = [key for key in KEYS if key in Recipe.__dataclass_fields__]
+    assert [key for key in ours if f"`{key}`" not in text] == []
