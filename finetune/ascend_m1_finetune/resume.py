@@ -39,12 +39,12 @@ def starting_point(recipe: Recipe, main: bool) -> str | None:
         if not (Path(asked) / "trainer_state.json").is_file():
             raise InputError(f"resume_from_checkpoint {asked}: holds no trainer_state.json: give a checkpoint's folder")
         return asked
-    if main and folder.exists() and recipe.overwrite_output_dir:
-        shutil.rmtree(folder)
+    if main and recipe.overwrite_output_dir:
+        _remove_results(folder)
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is not None:
         _check_same(folder, record)
-    elif main and folder.is_dir() and any(path.name not in (PART, _RECORD) for path in folder.iterdir()):
+    elif main and not recipe.overwrite_output_dir and _holds_something(folder):
         raise InputError(
             f"output_dir {folder} is not empty and has no checkpoint: give another, or set overwrite_output_dir: true"
         )
@@ -53,6 +53,20 @@ def starting_point(recipe: Recipe, main: bool) -> str | None:
         (folder / f"{_RECORD}.new").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(folder / f"{_RECORD}.new", folder / _RECORD)
     return last
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(path.name not in (PART, _RECORD, "base-4bit") for path in folder.iterdir())
+
+
+def _remove_results(folder: Path) -> None:
+    """What an earlier run wrote, and nothing else."""
+    for pattern in ("checkpoint-*", PART, "base-4bit"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+    for pattern in ("adapter_*", "*.safetensors*", "config.json", "report.html", _RECORD):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _check_same(folder: Path, record: dict[str, object]) -> None:

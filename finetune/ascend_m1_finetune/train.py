@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .data import Padded, training_data
 from .lora import add_lora
 from .qlora import quantised_base
 from .recipe import Recipe
+from .report import write_report
 from .resume import starting_point
 from .trainer import M1Trainer, Measures
 from .training import WSD, training_arguments
@@ -55,6 +57,11 @@ def train(recipe: Recipe) -> M1Trainer:
         note(f"going on from {start}")
     trainer.train(resume_from_checkpoint=start)
     trainer.save_result()
+    if arguments.should_save:
+        title = f"{recipe.base.name}, {recipe.finetuning_type}, {recipe.dataset}"
+        write_report(
+            Path(recipe.output_dir, "report.html"), title, dataclasses.asdict(recipe), trainer.state.log_history
+        )
     return trainer
 
 

@@ -125,7 +125,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_the_trainer_refuses_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the Trainer refuses the recipe: .*sometimes"):
+    with pytest.raises(InputError, match=r"the Trainer refuses the recipe: .*sometimes"):
         training_arguments(read(tmp_path, LEAST | {"save_strategy": "sometimes"}))
 
 

@@ -45,10 +45,11 @@ def chat_document(tokenizer: Any, messages: Conversation) -> Document:
 
 
 def text_documents(tokenizer: Any, text: str, length: int) -> Iterator[Document]:
-    """Plain text with an end token, in pieces of at most ``length`` tokens, all of them learnt."""
+    """Plain text with an end token, in even pieces of at most ``length`` tokens, all of them learnt."""
     ids = [*chat_ids(tokenizer, text), tokenizer.eos_token_id]
-    for at in range(0, len(ids), length):
-        piece = ids[at : at + length]
+    count = -(-len(ids) // length)
+    for number in range(count):
+        piece = ids[len(ids) * number // count : len(ids) * (number + 1) // count]
         if len(piece) > 1:  # a single token predicts nothing
             yield document([(piece, True)])
 

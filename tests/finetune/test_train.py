@@ -1,0 +1,182 @@
+"""``ascend-m1 train``: from one file to an adapter that answers; killed and resumed; the folder never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1.cli import main
+from ascend_m1.cli.options import EMBEDDED
+
+QUESTION, ANSWER = "Which animal is grey?", "The elephant"
+BASE = {
+    "model_id": "m1-icd10",
+    "finetuning_type": "lora",
+    "lora_rank": 4,
+    "dataset": "facts",
+    "custom_dataset_info": "info.json",
+    "cache_dir": "cache",
+    "output_dir": "out",
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "max_steps": 12,
+    "logging_steps": 4,
+    "save_steps": 4,
+    "use_gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a data set of eight rows, where the command is run."""
+    rows = [{"instruction": QUESTION, "output": ANSWER}] * 4
+    rows += [{"instruction": f"What is {word}?", "output": word} for word in ("J45", "asthma", "an elephant", "grey")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "info.json").write_text(json.dumps({"facts": {"local_path": ".", "file_name": "rows.json"}}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(**changes: Any) -> int:
+    recipe = BASE | changes
+    Path("recipe.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items()))
+    return main(["train", "recipe.yaml"])
+
+
+def state(folder: str | Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(folder, "trainer_state.json").read_text())
+    return found
+
+
+def losses(folder: str | Path) -> list[float]:
+    return [entry["loss"] for entry in state(folder)["log_history"] if "loss" in entry]
+
+
+def test_one_file_makes_an_adapter_that_answers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(max_steps=30, save_strategy="no") == 0
+    captured = capsys.readouterr()
+    assert "out: written; ask it with `ascend-m1 generate --adapter out`" in captured.err
+    assert main(["generate", "--adapter", "out", QUESTION]) == 0
+    assert capsys.readouterr().out == f"{ANSWER}\n"
+    assert main(["generate", QUESTION]) == 0
+    assert capsys.readouterr().out != f"{ANSWER}\n"
+    base = BaichuanM1ForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, "out")  # PEFT itself takes every tensor of it
+    assert sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n) > 0
+    report = Path("out/report.html").read_text()
+    for word in ("data:image/png;base64,", "tokens/s", "lora_rank", "first and last logged"):
+        assert word in report
+    assert sorted(path.name for path in Path("out").iterdir() if path.name.startswith(".")) == []
+
+
+def test_full_training_writes_a_checkpoint_in_the_published_format(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"finetuning_type": "full", "learning_rate": 1e-3, "max_steps": 30, "save_strategy": "no"}
+    recipe = {key: value for key, value in (BASE | changes).items() if key != "lora_rank"}
+    Path("recipe.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items()))
+    assert main(["train", "recipe.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["generate", "--model", "out", QUESTION]) == 0
+    assert capsys.readouterr().out == f"{ANSWER}\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": {"num_decay_steps": 4}, "warmup_steps": 2},
+        {"packing": True, "cutoff_len": 64, "adaptive_update_factor": 4.0},
+        {"lora_dropout": 0.2, "streaming": True, "train_convolution": True, "lora_target_modules": "q_proj,v_proj"},
+        {"load_in_4bit": True, "bf16": True, "gradient_accumulation_steps": 2},
+    ],
+    ids=["wsd", "packed", "streamed", "4bit"],
+)
+def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(changes: dict[str, Any], place: Path) -> None:
+    """To the bit, on a CPU: data order, dropout, schedule, optimiser and what the adaptive update remembers."""
+    assert train(output_dir="whole", **changes) == 0
+    assert train(max_steps=12, save_total_limit=1, **changes) == 0
+    assert [path.name for path in Path("out").glob("checkpoint-*")] == ["checkpoint-12"]
+    os.rename("whole/checkpoint-4", "checkpoint-4")
+    Path("resumed").mkdir()
+    os.rename("checkpoint-4", "resumed/checkpoint-4")
+    assert train(output_dir="resumed", **changes) == 0
+    whole, resumed = (load_file(Path(name, "adapter_model.safetensors")) for name in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses("resumed/checkpoint-12") == losses("whole/checkpoint-12")
+
+
+def test_killed_at_random_points_and_resumed(place: Path) -> None:
+    """SIGKILL while it trains or writes; whatever is there under a checkpoint's name is whole."""
+    assert train(output_dir="whole", max_steps=24, save_steps=1, save_total_limit=2) == 0
+    train_arguments = [sys.executable, "-m", "ascend_m1", "train", "recipe.yaml", "output_dir=out"]
+    rng, kills = random.Random(0), int(os.environ.get("ASCEND_M1_TEST_KILLS", "2"))
+    for _ in range(kills):
+        process = subprocess.Popen(train_arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begun = len(list(Path("out").glob("checkpoint-*")))
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and len(list(Path("out").glob("*"))) < 2 + begun:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for checkpoint in Path("out").glob("checkpoint-*"):
+            assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {
+                path.name for path in checkpoint.iterdir()
+            }
+            assert state(checkpoint)["global_step"] == int(checkpoint.name.rpartition("-")[2])
+            load_file(checkpoint / "adapter_model.safetensors")
+            torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    subprocess.run(train_arguments, check=True, capture_output=True)
+    whole, resumed = (load_file(Path(name, "adapter_model.safetensors")) for name in ("whole", "out"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not Path("out/.part").exists()
+
+
+def test_a_folder_that_holds_something_else(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/notes.txt").write_text("mine")
+    assert train() == 2
+    wanted = "output_dir out is not empty and has no checkpoint: give another, or set overwrite_output_dir: true"
+    assert capsys.readouterr().err.splitlines()[-1] == f"ascend-m1: error: {wanted}"
+    assert train(overwrite_output_dir=True, max_steps=1, save_strategy="no") == 0
+    assert Path("out/notes.txt").exists()
+    assert train(overwrite_output_dir=True, max_steps=2, save_strategy="no", lora_rank=2) == 0
+
+
+def test_another_recipe_does_not_go_on_from_the_checkpoints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(max_steps=4) == 0
+    assert train(lora_rank=8) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("ascend-m1: error: output_dir out: was begun with lora_rank=4, the recipe says 8: give")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name_or_path": "none", "model_id": None}, "model none does not exist"),
+        ({"lora_target_modules": "q_prj"}, "LoRA target 'q_prj': did you mean q_proj?"),
+        ({"custom_dataset_info": "none.json"}, "custom_dataset_info none.json: No such file or directory"),
+        ({"adapter_models": "none"}, "adapter_models none: give a folder with adapter_config.json"),
+        ({"resume_from_checkpoint": "none"}, "resume_from_checkpoint none: holds no trainer_state.json"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    changes: dict[str, Any], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(**changes) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"ascend-m1: error: {message}")
