@@ -10,6 +10,7 @@
 #         lowering  the Triton kernels through the Ascend compilers, in .venvs/lowering
 #         vllm     the plugin in vLLM on the CPU, and the service with its engine, in .venvs/vllm
 #         vllm-ascend  the plugin in vllm-ascend on the host stand-in for CANN, in .venvs/vllm-ascend
+#         openmind  the real openMind 1.0.0 trains and exports the model, in .venv and .venvs/openmind (Python 3.10)
 #
 # TORCH_SPEC chooses the torch to install, in pip's words (see environment.sh).
 set -euo pipefail
@@ -17,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
 source scripts/environment.sh
 
-readonly SUITES="lint, floor, browser, npu, lowering, vllm, vllm-ascend"
+readonly SUITES="lint, floor, browser, npu, lowering, vllm, vllm-ascend, openmind"
 
 suite=main
 # A word that is neither an option nor a path is the name of a suite.
@@ -26,7 +27,7 @@ if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
     shift
 fi
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-    sed -n '2,14s/^# \{0,1\}//p' scripts/test.sh
+    sed -n '2,15s/^# \{0,1\}//p' scripts/test.sh
     exit
 fi
 
@@ -44,6 +45,18 @@ run_tests() {
 # remove_vision ENVIRONMENT: packages built for CUDA, whose import fails beside a CPU build of torch; vLLM does without.
 remove_vision() {
     "$1/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+}
+
+# openMind refuses any newer Python.
+find_python310() {
+    local candidate
+    for candidate in python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    die "no Python 3.10, which openMind needs: install it, or with pyenv: pyenv install 3.10"
 }
 
 case $suite in
@@ -93,6 +106,15 @@ case $suite in
         export PYTHONPATH="$PWD/tests/vllm_ascend/site${PYTHONPATH:+:$PYTHONPATH}"  # what vLLM misses on this machine
         # The golden tests, too: vllm-ascend pins a transformers that is older than the floor's.
         run_tests .venvs/vllm-ascend "-n 2 --dist worksteal tests/vllm_ascend tests/model/test_golden.py" "$@"
+        ;;
+    openmind)
+        make_environment .venv dev --editable '.[dev]'
+        PYTHON=$(find_python310) TORCH_SPEC=torch==2.1.0 \
+            make_environment .venvs/openmind openmind --requirement requirements/openmind.txt
+        rm -rf build # else setuptools installs what lies there, too
+        .venvs/openmind/bin/python -m pip install --quiet --no-deps --force-reinstall . || die "cannot install the package"
+        rm -rf build
+        run_tests .venv tests/openmind "$@"
         ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac

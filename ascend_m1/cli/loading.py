@@ -83,7 +83,9 @@ def load_model(
     dtype = _dtype(checkpoint, device, dtype_name)
     if is_quantised(checkpoint):
         if adapted is not None:
-            raise InputError(f"--adapter on {path}, which is quantised: give the plain checkpoint as --model, or serve it")
+            raise InputError(
+                f"--adapter on {path}, which is quantised: give the plain checkpoint as --model, or serve it"
+            )
         model = quantised_model(path, config, device, dtype)
         if (path / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
