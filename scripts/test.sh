@@ -109,11 +109,13 @@ case $suite in
         ;;
     openmind)
         make_environment .venv dev --editable '.[dev]'
-        PYTHON=$(find_python310) TORCH_SPEC=torch==2.1.0 \
+        python310=$(find_python310)
+        PYTHON=$python310 TORCH_SPEC=torch==2.1.0 \
             make_environment .venvs/openmind openmind --requirement requirements/openmind.txt
         rm -rf build # else setuptools installs what lies there, too
         .venvs/openmind/bin/python -m pip install --quiet --no-deps --force-reinstall . || die "cannot install the package"
         rm -rf build
+        export ASCEND_M1_OPENMIND="$PWD/.venvs/openmind"
         run_tests .venv tests/openmind "$@"
         ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;

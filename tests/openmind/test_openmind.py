@@ -23,7 +23,7 @@ from ascend_m1.cli import main
 from ascend_m1.cli.options import EMBEDDED
 
 ROOT = Path(__file__).parents[2]
-OPENMIND = Path(os.environ.get("ASCEND_M1_OPENMIND", ROOT / ".venvs" / "openmind")) / "bin" / "openmind-cli"
+OPENMIND = Path(os.environ["ASCEND_M1_OPENMIND"]) / "bin" / "openmind-cli"
 STEPS, ROWS = 5, 16
 
 
@@ -93,7 +93,7 @@ def theirs(place: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def test_the_adapters_are_equal(place: Path, recipe: dict[str, Any], theirs: dict[str, Tensor]) -> None:
-    """From the same beginning: B is zero at first, so the first update leaves A alone; their first checkpoint has it."""
+    """From the same beginning: B is zero at first, so the first update leaves A alone, see checkpoint-1."""
     first = place / "theirs" / "checkpoint-1"
     shutil.copytree(first, place / "begin")
     begin = {
