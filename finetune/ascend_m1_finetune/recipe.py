@@ -94,6 +94,7 @@ class Recipe:
 _OWN = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "training"}
 _TRAINER = {name: kind for name, kind in get_type_hints(TrainingArguments).items() if not name.startswith("_")}
 _TRAINER = {f.name: _TRAINER[f.name] for f in dataclasses.fields(TrainingArguments)}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 KEYS = (*_OWN, *_TRAINER, *WITHOUT_EFFECT, *RENAMED, *sorted(DROPPED))
 
 
@@ -167,6 +168,8 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
     kinds = set(get_args(kind)) if get_origin(kind) is Union or len(get_args(kind)) > 1 else {kind}
     if value is None or isinstance(value, (dict, list)) or not kinds & {bool, int, float, str}:
         return value
+    if isinstance(value, bool) and not kinds & {int, float}:
+        return value  # fsdp is text, says the Trainer, and takes true
     if bool in kinds and (isinstance(value, bool) or str(value).lower() in ("true", "false")):
         return value if isinstance(value, bool) else value.lower() == "true"
     if kinds & {int, float} and not isinstance(value, bool):
@@ -178,12 +181,8 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
             return int(number) if int in kinds and number == int(number) else number
     if str in kinds and isinstance(value, (str, int, float)):
         return str(value)
-    wanted = [
-        w
-        for t, w in ((bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "text"))
-        if t in kinds
-    ]
-    raise InputError(f"{key}: {value!r}: give {' or '.join(wanted)}")
+    wanted = " or ".join(word for known, word in _WORDS.items() if known in kinds)
+    raise InputError(f"{key}: {value!r}: give {wanted}")
 
 
 def _check(recipe: Recipe, values: dict[str, Any]) -> None:
