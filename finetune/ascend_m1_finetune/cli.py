@@ -37,10 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = read_recipe(Path(arguments.recipe), arguments.changes)
     from .train import train
 
-    train(recipe)
-    note(
-        f"{recipe.output_dir}: written; ask it with `ascend-m1 generate --adapter {recipe.output_dir}`"
-        if recipe.finetuning_type == "lora"
-        else f"{recipe.output_dir}: written"
-    )
+    if train(recipe).args.should_save:
+        option = "--adapter" if recipe.finetuning_type == "lora" else "--model"
+        note(f"{recipe.output_dir}: written; ask it with `ascend-m1 generate {option} {recipe.output_dir}`")
     return 0

@@ -13,7 +13,12 @@ from ascend_m1.errors import InputError
 from .recipe import Recipe
 
 WSD = "wsd"
-_DEFAULTS = {"report_to": "none", "logging_steps": 10, "include_num_input_tokens_seen": "non_padding"}
+_DEFAULTS = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "include_num_input_tokens_seen": "non_padding",
+    "ddp_find_unused_parameters": False,  # each is used
+}
 # transformers renamed the field within the versions supported here.
 _NEW_NAME = "activation_checkpointing"
 _CHECKPOINTING = (
@@ -37,6 +42,12 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values.setdefault("use_cpu", not torch.accelerator.is_available())  # else the Trainer refuses bf16
     values |= {"output_dir": recipe.output_dir, "remove_unused_columns": False, "do_train": True}
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"the Trainer refuses the recipe: {error}") from error
+    if arguments.fsdp and (arguments.world_size == 1 or arguments.device.type == "cpu"):
+        raise InputError(  # it would be passed over in silence
+            f"fsdp with {arguments.world_size} processes on {arguments.device.type}: accelerate shards over devices "
+            "only: start one process for each with torchrun, or leave fsdp out"
+        )
+    return arguments
