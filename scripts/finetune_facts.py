@@ -3,7 +3,7 @@
     python scripts/finetune_facts.py                      # LoRA, then QLoRA
     python scripts/finetune_facts.py lora_tiny --keep out
 
-New: the 200 subcategories of the recipes' data. Old: 300 questions about categories, half of them not among the recipes'
+New: the 200 subcategories of the recipes' data. Old: 300 questions about categories, half of them not in the recipes'
 reminders. Answers are greedy, in float32, and count if every letter is right.
 """
 
