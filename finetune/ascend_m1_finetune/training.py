@@ -45,9 +45,10 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         arguments = TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"the Trainer refuses the recipe: {error}") from error
-    if arguments.fsdp and (arguments.world_size == 1 or arguments.device.type == "cpu"):
-        raise InputError(  # it would be passed over in silence
-            f"fsdp with {arguments.world_size} processes on {arguments.device.type}: accelerate shards over devices "
-            "only: start one process for each with torchrun, or leave fsdp out"
+    sharding = "fsdp" if arguments.fsdp else "deepspeed" if arguments.deepspeed else None
+    if sharding and (arguments.world_size == 1 or arguments.device.type == "cpu"):
+        raise InputError(  # accelerate would pass it over in silence
+            f"{sharding} with {arguments.world_size} processes on {arguments.device.type}: accelerate shards over devices "
+            f"only: start one process for each with torchrun, or leave {sharding} out"
         )
     return arguments
