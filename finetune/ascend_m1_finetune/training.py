@@ -45,10 +45,16 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         arguments = TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"the Trainer refuses the recipe: {error}") from error
-    sharding = "fsdp" if arguments.fsdp else "deepspeed" if arguments.deepspeed else None
-    if sharding and (arguments.world_size == 1 or arguments.device.type == "cpu"):
-        raise InputError(  # accelerate would pass it over in silence
-            f"{sharding} with {arguments.world_size} processes on {arguments.device.type}: accelerate shards over devices "
-            f"only: start one process for each with torchrun, or leave {sharding} out"
-        )
+    _check_sharding(arguments)
     return arguments
+
+
+def _check_sharding(arguments: TrainingArguments) -> None:
+    """What accelerate would pass over in silence."""
+    count, kind = arguments.world_size, arguments.device.type
+    for name in ("fsdp", "deepspeed"):
+        if getattr(arguments, name) and (kind == "cpu" or (name == "fsdp" and count == 1)):
+            raise InputError(
+                f"{name} with {count} processes on {kind}: accelerate shards over devices only: start one process for "
+                f"each with torchrun, or leave {name} out"
+            )
