@@ -1,8 +1,11 @@
-"""The tiny LoRA recipe as it is, on the npu device: ten updates with the CPU's losses."""
+"""The tiny recipes on the npu device, with the CPU's losses: LoRA as it is, all weights sharded over two devices."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 CHANGES = ("max_steps=10", "save_steps=10", "logging_steps=1", "disable_tqdm=true")
 
 
-def losses(folder: Path) -> list[float]:
-    state = json.loads((folder / "checkpoint-10" / "trainer_state.json").read_text())
+def losses(folder: Path, steps: int = 10) -> list[float]:
+    state = json.loads((folder / f"checkpoint-{steps}" / "trainer_state.json").read_text())
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
@@ -38,3 +41,38 @@ def test_the_recipe_runs_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert load_file(tmp_path / "npu/adapter_model.safetensors").keys() == (
         load_file(tmp_path / "cpu/adapter_model.safetensors").keys()
     )
+
+
+SHARDED = (
+    *("max_steps=3", "logging_steps=1", "save_steps=3", "warmup_steps=1", "disable_tqdm=true"),
+    "lr_scheduler_kwargs={num_decay_steps: 1}",
+)
+
+
+def test_full_training_sharded_over_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2 over hccl by words of the recipe, against one process on the CPU with the rows of both; float32."""
+    monkeypatch.chdir(ROOT)
+    recipe = "finetune/recipes/full_tiny.yaml"
+    words = [recipe, f"output_dir={tmp_path / 'npu'}", *SHARDED, "fsdp=true", "fsdp_config={version: 2}"]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641"}
+    paths = os.pathsep.join(str(ROOT / part) for part in (".", "ops", "finetune", "serve"))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ascend_m1_hostnpu", "--devices", "2", "-m", "ascend_m1", "train", *words],
+            env={**os.environ, **group, "PYTHONPATH": paths, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()  # one that failed leaves the other waiting
+    assert [process.returncode for process in started] == [0, 0], errors[0][-3000:]
+    alone = [recipe, f"output_dir={tmp_path / 'cpu'}", *SHARDED, "use_cpu=true", "per_device_train_batch_size=4"]
+    assert main(["train", *alone]) == 0
+    torch.testing.assert_close(losses(tmp_path / "npu", 3), losses(tmp_path / "cpu", 3), rtol=1e-4, atol=0.0)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("cpu", "npu"))
+    assert one.keys() == two.keys()
