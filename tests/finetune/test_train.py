@@ -120,20 +120,25 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(changes: dict
     assert losses("resumed/checkpoint-12") == losses("whole/checkpoint-12")
 
 
+def written() -> set[str]:
+    """Everything below out; what vanishes meanwhile is passed over."""
+    return {os.path.join(folder, name) for folder, _, names in os.walk("out") for name in names}
+
+
 def test_killed_at_random_points_and_resumed(place: Path) -> None:
-    """SIGKILL while it trains or writes; whatever is there under a checkpoint's name is whole."""
-    assert train(output_dir="whole", max_steps=24, save_steps=1, save_total_limit=2) == 0
-    train_arguments = [sys.executable, "-m", "ascend_m1", "train", "recipe.yaml", "output_dir=out"]
-    rng, kills = random.Random(0), int(os.environ.get("ASCEND_M1_TEST_KILLS", "2"))
+    """SIGKILL up to half a second after the run has begun to write; what has a checkpoint's name is whole."""
+    kills = int(os.environ.get("ASCEND_M1_TEST_KILLS", "2"))
+    assert train(output_dir="whole", max_steps=12 * kills, save_steps=1, save_total_limit=2) == 0
+    command = [sys.executable, "-m", "ascend_m1", "train", "recipe.yaml", "output_dir=out"]
+    chance = random.Random(0)
     for _ in range(kills):
-        process = subprocess.Popen(train_arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        begun = len(list(Path("out").glob("checkpoint-*")))
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline and len(list(Path("out").glob("*"))) < 2 + begun:
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.5)
+        before = written()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and written() <= before | {"out/recipe.json"}:
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.5)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL  # it had not ended by itself
         for checkpoint in Path("out").glob("checkpoint-*"):
             assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {
                 path.name for path in checkpoint.iterdir()
@@ -141,7 +146,7 @@ def test_killed_at_random_points_and_resumed(place: Path) -> None:
             assert state(checkpoint)["global_step"] == int(checkpoint.name.rpartition("-")[2])
             load_file(checkpoint / "adapter_model.safetensors")
             torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    subprocess.run(train_arguments, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
     whole, resumed = (load_file(Path(name, "adapter_model.safetensors")) for name in ("whole", "out"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not Path("out/.part").exists()
