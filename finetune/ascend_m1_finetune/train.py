@@ -62,6 +62,9 @@ def train(recipe: Recipe) -> M1Trainer:
         write_report(
             Path(recipe.output_dir, "report.html"), title, dataclasses.asdict(recipe), trainer.state.log_history
         )
+    # A process that ends while another still talks to it may be aborted by its own threads.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     return trainer
 
 
