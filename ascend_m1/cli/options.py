@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,13 @@ def write(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
     sys.stdout.flush()
+
+
+def require_extra(extra: str, packages: Sequence[str]) -> None:
+    """Raises InputError if a package of an optional part is not installed."""
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        raise InputError(f'{", ".join(absent)} not installed: pip install "ascend-m1[{extra}]"')
 
 
 def note(text: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ascend_m1.cli.options import note
-from ascend_m1.errors import InputError
+from ascend_m1.cli.options import note, require_extra
 
 _NEEDED = ("accelerate", "datasets", "matplotlib", "peft", "yaml")
 
@@ -29,9 +27,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The recipe is looked at before anything is loaded."""
-    absent = [name for name in _NEEDED if find_spec(name) is None]
-    if absent:
-        raise InputError(f'{", ".join(absent)} not installed: pip install "ascend-m1[finetune]"')
+    require_extra("finetune", _NEEDED)
     from .recipe import read_recipe
 
     recipe = read_recipe(Path(arguments.recipe), arguments.changes)

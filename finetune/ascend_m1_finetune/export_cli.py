@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ascend_m1.cli.options import EMBEDDED, note, quiet
+from ascend_m1.cli.options import EMBEDDED, note, quiet, require_extra
 from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1.weights import read_json
 
@@ -32,8 +31,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Folders are looked at before anything is loaded."""
-    if find_spec("peft") is None:
-        raise InputError('peft not installed: pip install "ascend-m1[finetune]"')
+    require_extra("finetune", ("peft",))
     from ascend_m1.cli.loading import read_config
 
     from .export import export

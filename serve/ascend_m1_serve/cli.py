@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ascend_m1.cli import out_of_memory
-from ascend_m1.cli.options import EMBEDDED, add_model_options, note, quiet
+from ascend_m1.cli.options import EMBEDDED, add_model_options, note, quiet, require_extra
 from ascend_m1.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,9 +93,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Options, file, addresses and certificates are looked at before the weights are loaded."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise InputError(f'{", ".join(missing)} not installed: pip install "ascend-m1[serve]"')
+    require_extra("serve", _NEEDED)
 
     from .engines import built_in, vllm
     from .errors import EngineError
