@@ -185,7 +185,7 @@ def main() -> None:
         billion(Path(folder))
         known = {
             "embedded": Size(EMBEDDED_NAME, EMBEDDED, torch.float32, 64),
-            "1b": Size("1 B, bfloat16", Path(folder), torch.bfloat16, 8),
+            "1b": Size("1 B, bfloat16", Path(folder), torch.bfloat16, 16),
         }
         sizes = [known[name] for name in arguments.sizes]
         for size in sizes:

@@ -10,8 +10,8 @@ from ascend_m1_ops.testing import rounding
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("outputs", "inputs"), [(1024, 1024), (1030, 1025), (16, 65536)])
-@pytest.mark.parametrize("rows", [1, 2, 7, 16, 65])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1024, 1024), (1030, 1025), (16, 65536), (1040, 1032)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 16, 17, 65])
 def test_equals_the_definition(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
     """Sums in float32: 65,536 terms in it, in any order, are off by a few of its roundings."""
     x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)

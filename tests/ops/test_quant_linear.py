@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_m1_ops import dequantised, prepare, quant_linear, quant_linear_reference
-from ascend_m1_ops.quant_linear import native
+from ascend_m1_ops import dequantised, native_linear, prepare, quant_linear, quant_linear_reference
 from ascend_m1_ops.testing import LOW_PRECISION, rounding
 
 DTYPES = [torch.float32, *LOW_PRECISION]
@@ -52,7 +49,7 @@ def test_any_shape(rows: int, outputs: int, groups: int, kind: tuple[int, int]) 
 @pytest.mark.parametrize(("outputs", "inputs", "group"), [(16, 32, 32), (144, 96, 32), (272, 512, 256)])
 def test_our_product_of_four_bits(rows: int, outputs: int, inputs: int, group: int) -> None:
     """Numbers are exact in bfloat16 and scaled after they are summed, so one rounding is all that is lost."""
-    if not native.available():
+    if not native_linear.available():
         pytest.skip("hardware: no AVX512-BF16")
     numbers, scales = make(outputs, inputs, 4, group, torch.bfloat16)
     x = torch.randn(rows, inputs).bfloat16()
@@ -61,53 +58,6 @@ def test_our_product_of_four_bits(rows: int, outputs: int, inputs: int, group: i
     want = quant_linear_reference(x.double(), numbers, scales.double())
     atol = 1.1 * rounding(torch.bfloat16) * want.abs().max().item()
     torch.testing.assert_close(quant_linear(x, prepared).double(), want, rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (torch.zeros(1, 64), "must be bfloat16, int16 and bfloat16"),
-        (torch.zeros(1, 128).bfloat16(), r"x must be \[rows, 64\], not \[1, 128\]"),
-        (torch.zeros(64).bfloat16(), r"not \[64\]"),
-    ],
-)
-def test_our_product_refuses_rows_that_do_not_fit(x: torch.Tensor, message: str) -> None:
-    if not native.available():
-        pytest.skip("hardware: no AVX512-BF16")
-    weight = prepare(*make(32, 64, 4, 32, torch.bfloat16), 4)
-    with pytest.raises(ValueError, match=message):
-        quant_linear(x, weight)
-
-
-def test_our_product_under_torch_compile() -> None:
-    if not native.available():
-        pytest.skip("hardware: no AVX512-BF16")
-    numbers, scales = make(32, 64, 4, 32, torch.bfloat16)
-    weight, x = prepare(numbers, scales, 4), torch.randn(3, 64).bfloat16()
-    arguments = x, weight.numbers, weight.scales
-    torch.library.opcheck(torch.ops.ascend_m1.int4_linear.default, arguments)
-    compiled = torch.compile(lambda x: quant_linear(x, weight), fullgraph=True)
-    assert torch.equal(compiled(x), quant_linear(x, weight))
-
-
-def test_without_a_compiler_torch_multiplies(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for function in (native.available, native._function):
-        function.cache_clear()
-    try:
-        numbers, scales = make(96, 512, 4, 128, torch.bfloat16)
-        x = torch.randn(5, 512).bfloat16()
-        weight = prepare(numbers, scales, 4)
-        assert weight.numbers.dtype == torch.uint8
-        assert_near(quant_linear(x, weight), x, numbers, scales)
-        prepare(numbers, scales, 4)
-        assert [record.message.partition(":")[0] for record in caplog.records] == ["int4 products are torch's"]
-    finally:
-        for function in (native.available, native._function):
-            function.cache_clear()
 
 
 def test_strided_activations() -> None:

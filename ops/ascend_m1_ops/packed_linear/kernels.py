@@ -1,9 +1,11 @@
-"""oneDNN's inner product, as torch's own compiler calls it for weights that never change."""
+"""On a CPU: our own product where it is faster, else oneDNN's, as torch's compiler calls it for fixed weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .. import native_linear
 
 _SMALLEST = 2**20  # elements; below it a weight stays in the processor's caches, and the plain product is as fast
 
@@ -20,6 +22,8 @@ def packing_pays(weight: Tensor) -> bool:
 
 def pack(weight: Tensor) -> Tensor:
     """A copy of the weight [out, in] in an opaque layout, for ``packed_linear`` alone."""
+    if _native(weight):
+        return native_linear.bfloat16_layout(weight.detach())
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
     return packed
 
@@ -34,5 +38,15 @@ def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
     Returns:
         [T, out]; sums in float32, rounded once.
     """
+    if not packed.is_mkldnn:
+        return native_linear.bfloat16_linear(x, packed)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return out
+
+
+def _native(weight: Tensor) -> bool:
+    """Not with AMX, whose tiles oneDNN knows how to use."""
+    blocks = weight.shape[0] % native_linear.ROW_BLOCK == 0 and weight.shape[1] % native_linear.INPUT_BLOCK == 0
+    if weight.dtype != torch.bfloat16 or not blocks or torch.cpu._is_amx_tile_supported():
+        return False
+    return native_linear.available()

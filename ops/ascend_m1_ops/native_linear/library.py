@@ -1,0 +1,63 @@
+"""Builds ``linear.cpp`` and finds its functions. Built once for each user and source."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("linear.cpp")
+FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
+ROW_BLOCK, INPUT_BLOCK = 16, 8  # outputs and inputs that a weight has a multiple of
+_log = logging.getLogger(__name__)
+
+
+@cache
+def available() -> bool:
+    """Whether products can be computed here; logs the reason if not."""
+    try:
+        library()
+    except (RuntimeError, OSError) as reason:
+        _log.warning("no products of our own: %s", reason)
+        return False
+    return True
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Raises RuntimeError or OSError with the reason why there is none."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.cpu._is_avx512_bf16_supported():
+        raise RuntimeError("the processor has no AVX512-BF16")
+    loaded = ctypes.CDLL(str(_build()))
+    for function, pointers, numbers in ((loaded.bfloat16_linear, 3, 3), (loaded.int4_linear, 4, 4)):
+        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers + [ctypes.c_int]
+        function.restype = None
+    return loaded
+
+
+def _build() -> Path:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise RuntimeError("no C++ compiler found: install g++, or name one in CXX")
+    key = hashlib.sha256(SOURCE.read_bytes() + repr((compiler, FLAGS)).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ascend-m1" / "linear"
+    built = folder / f"linear-{key}.so"
+    if not built.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            made = Path(work) / "linear.so"
+            command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(f"{compiler} could not build it: {(result.stderr.strip() or '?').splitlines()[0]}")
+            made.rename(built)
+    return built

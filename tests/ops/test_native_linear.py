@@ -1,0 +1,89 @@
+"""The compiled products as operators of torch; what they compute is tested with packed_linear and quant_linear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ascend_m1_ops import native_linear, pack, packed_linear, prepare, quant_linear
+from ascend_m1_ops.native_linear.library import library
+
+HARDWARE = pytest.mark.skipif(not native_linear.available(), reason="hardware: no AVX512-BF16")
+
+
+def int4(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """Numbers and scales as the operator takes them."""
+    numbers = torch.randint(-8, 8, (outputs, inputs)).to(torch.int8)
+    return native_linear.int4_layout(numbers, torch.rand(outputs, inputs // 32).bfloat16())
+
+
+@HARDWARE
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(1, 64), "must be bfloat16"),
+        (torch.zeros(1, 128).bfloat16(), r"x must be \[rows, 64\], not \[1, 128\]"),
+        (torch.zeros(64).bfloat16(), r"not \[64\]"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        native_linear.int4_linear(x, *int4(32, 64))
+    with pytest.raises(ValueError, match=message):
+        native_linear.bfloat16_linear(x, native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16()))
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiples of 16 and 8, not 24 and 64"):
+        native_linear.bfloat16_layout(torch.zeros(24, 64).bfloat16())
+
+
+@HARDWARE
+def test_under_torch_compile() -> None:
+    x, numbers = torch.randn(3, 64).bfloat16(), int4(32, 64)
+    torch.library.opcheck(torch.ops.ascend_m1.int4_linear.default, (x, *numbers))
+    compiled = torch.compile(lambda x: native_linear.int4_linear(x, *numbers), fullgraph=True)
+    assert torch.equal(compiled(x), native_linear.int4_linear(x, *numbers))
+    weight = native_linear.bfloat16_layout(torch.randn(32, 64).bfloat16())
+    torch.library.opcheck(torch.ops.ascend_m1.bfloat16_linear.default, (x, weight))
+
+
+@HARDWARE
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_any_number_of_blocks(threads: int) -> None:
+    """The sums of an output are one thread's, in one order, however many there are."""
+    before = torch.get_num_threads()
+    x, weight = torch.randn(19, 72).bfloat16(), native_linear.bfloat16_layout(torch.randn(16 * 11, 72).bfloat16())
+    want = native_linear.bfloat16_linear(x, weight)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(native_linear.bfloat16_linear(x, weight), want)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native_linear.available.cache_clear()
+    library.cache_clear()
+    yield
+    native_linear.available.cache_clear()
+    library.cache_clear()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_the_libraries_multiply(caplog: pytest.LogCaptureFixture) -> None:
+    x = torch.randn(5, 512).bfloat16()
+    numbers, scales = torch.ones(96, 512, dtype=torch.int8), torch.ones(96, 4).bfloat16()
+    quantised, packed = prepare(numbers, scales, 4), pack(torch.ones(96, 512).bfloat16())
+    assert quantised.numbers.dtype == torch.uint8
+    assert packed.is_mkldnn
+    for out in (quant_linear(x, quantised), packed_linear(x, packed)):
+        torch.testing.assert_close(out, x.sum(1, keepdim=True).expand(5, 96), rtol=0.01, atol=0.1)
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["no products of our own"]
