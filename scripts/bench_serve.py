@@ -36,7 +36,7 @@ from bench.serve_http import serving
 from bench.vllm_engine import Engine
 
 SECTION = "bench_serve"
-REQUESTS, PROMPT = 16, 32
+REQUESTS, ALONE, PROMPT = 16, 4, 32
 EMBEDDED_NAME = "embedded, float32"
 
 
@@ -104,7 +104,7 @@ def run(core: Core, batch: list[list[int]], new: int) -> float:
 
 
 def engine_rounds(size: Size, core: Core, rounds: int, others: dict[str, Engine]) -> None:
-    """Together and one by one, ours and the others in turn."""
+    """All together and some one by one, ours and the others in turn."""
     batch = prompts()
     run(core, batch, 2)  # graphs and caches
     for other in others.values():
@@ -113,7 +113,7 @@ def engine_rounds(size: Size, core: Core, rounds: int, others: dict[str, Engine]
         size.took("together", run(core, batch, size.new))
         for name, other in others.items():
             size.took(f"{name} together", other.run(True).wall)
-        size.took("one by one", sum(run(core, [ids], size.new) for ids in batch))
+        size.took("one by one", sum(run(core, [ids], size.new) for ids in batch[:ALONE]))
         for name, other in others.items():
             size.took(f"{name} one by one", other.run(False).wall)
 
@@ -140,12 +140,11 @@ def table(sizes: list[Size]) -> list[list[str]]:
     rows = []
     for size in sizes:
         s = size.seconds
-        tokens = REQUESTS * size.new
-        together = Spread.of([tokens / t for t in s["together"]])
+        together = Spread.of([REQUESTS * size.new / t for t in s["together"]])
         rows.append([size.name, "16 together, tokens/s", together.show("{:.4g}".format), ""])
-        single = Spread.of([tokens / t for t in s["one by one"]])
+        single = Spread.of([ALONE * size.new / t for t in s["one by one"]])
         rows.append([size.name, "one by one, tokens/s", single.show("{:.4g}".format), ""])
-        gain = ratios(s["one by one"], s["together"])
+        gain = ratios(s["one by one"], s["together"]).times(REQUESTS / ALONE)
         rows.append([size.name, "together against one by one", gain.show("{:.2f}".format), "5 or more"])
         overhead = ratios(s["http"], s["engine"])
         rows.append([size.name, "HTTP against the engine alone", overhead.show("{:.3f}".format), "1.05 or less, 1 B"])
@@ -160,7 +159,7 @@ def vllm_engines(size: Size, threads: int) -> dict[str, Engine]:
     """vLLM with weights of the same shapes, where it is installed and the model is large enough to say something."""
     if size.name == EMBEDDED_NAME or find_spec("vllm") is None:
         return {}
-    return {"vllm": Engine(size.folder, REQUESTS, PROMPT, size.new, eager=False, threads=threads)}
+    return {"vllm": Engine(size.folder, REQUESTS, PROMPT, size.new, eager=False, threads=threads, alone=ALONE)}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -185,7 +184,7 @@ def main() -> None:
         billion(Path(folder))
         known = {
             "embedded": Size(EMBEDDED_NAME, EMBEDDED, torch.float32, 64),
-            "1b": Size("1 B, bfloat16", Path(folder), torch.bfloat16, 16),
+            "1b": Size("1 B, bfloat16", Path(folder), torch.bfloat16, 32),
         }
         sizes = [known[name] for name in arguments.sizes]
         for size in sizes:

@@ -24,8 +24,19 @@ class Batch:
 class Engine:
     """Random weights of a configuration."""
 
-    def __init__(self, folder: Path, requests: int, prompt: int, new: int, eager: bool, threads: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        requests: int,
+        prompt: int,
+        new: int,
+        eager: bool,
+        threads: int = 1,
+        alone: int | None = None,
+    ) -> None:
+        """``alone``: how many of the requests to ask one by one; all unless said."""
         job = {"model": str(folder), "requests": requests, "prompt": prompt, "new": new, "eager": eager}
+        job["alone"] = alone or requests
         environment = {
             "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -89,7 +100,7 @@ def main() -> None:
     ids = torch.randint(3, 1000, (job["requests"], job["prompt"])).tolist()
     prompts = [{"prompt_token_ids": row} for row in ids]
     for line in sys.stdin:
-        batches = [prompts] if json.loads(line) else [[prompt] for prompt in prompts]
+        batches = [prompts] if json.loads(line) else [[prompt] for prompt in prompts[: job["alone"]]]
         wall, cpu = time.perf_counter(), time.process_time()
         outputs = [output for batch in batches for output in llm.generate(batch, sampling, use_tqdm=False)]
         taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
