@@ -1,12 +1,21 @@
-"""Baichuan-M1 on any torch device. Importing this package registers the model with transformers' Auto classes."""
+"""Baichuan-M1 on any torch device, and on MindSpore.
 
-from .cache import M1Cache
+Importing this package registers the model with transformers' Auto classes. Where torch is not installed, as beside
+MindSpore, there is nothing to register, and only what needs no torch can be imported.
+"""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
-from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model, BaichuanM1PreTrainedModel
-from .registration import register
 from .tokenization_baichuan_m1 import BaichuanM1Tokenizer
 
-register()
+if TYPE_CHECKING or find_spec("torch") is not None:
+    from .cache import M1Cache
+    from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model, BaichuanM1PreTrainedModel
+    from .registration import register
+
+    register()
 
 __version__ = "0.1.0"
 

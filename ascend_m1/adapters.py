@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .checkpoint_files import read_json
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .errors import CheckpointError, InputError
 from .inference import InferenceModel
 from .modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from .projection import Project
-from .weights import read_json
 
 # The projections of a layer: where PEFT finds their matrices, and which outputs each makes.
 TARGETS = {

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .cache import M1Cache
-from .generation import Emit, Message, SamplingOptions, chat_ids, chat_text, generate_text, room_for
+from .generation import generate_text
+from .prompts import Message, chat_ids, chat_text, room_for
+from .sampling import SamplingOptions
+from .text_stream import Emit
 
 
 class Conversation:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM
-from ascend_m1_finetune import Document, document, pack_documents, pad_documents
+from ascend_m1_finetune.packing import Document, document, pack_documents, pad_documents
 from bench.machine import describe_machine
 from bench.report import Spread, markdown_table, publish, ratios, write_section
 

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary
-from ascend_m1_finetune import PackedRows, pack_documents, wsd_lambda_lr
+from ascend_m1_finetune.packing import PackedRows, pack_documents
+from ascend_m1_finetune.schedule import wsd_lambda_lr
 from m1_icd10.checkpoint import make_config, save_model
 from m1_icd10.data import encoder, epoch_dialogues, load_categories, tokenizer_lines
 from m1_icd10.tokenizer import train_tokenizer

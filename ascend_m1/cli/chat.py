@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..conversation import Conversation
     from ..device import choose_device, choose_dtype
-    from .loading import load_model, open_checkpoint
+    from .checkpoint import open_checkpoint
+    from .loading import load_model
 
     with quiet():
         device = choose_device(arguments.device)

@@ -48,8 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     options = sampling_options(arguments)
 
     from ..device import choose_device, choose_dtype
-    from ..generation import chat_ids, chat_text, generate_text, plain_ids, room_for
-    from .loading import load_model, open_checkpoint
+    from ..generation import generate_text
+    from ..prompts import chat_ids, chat_text, plain_ids, room_for
+    from .checkpoint import open_checkpoint
+    from .loading import load_model
 
     with quiet():
         device = choose_device(arguments.device)

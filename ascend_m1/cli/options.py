@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from ..generation import SamplingOptions
+    from ..sampling import SamplingOptions
 
 # Beside the code and shipped with it.
 EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "m1_icd10"
@@ -48,7 +48,7 @@ def model_and_adapter(arguments: argparse.Namespace) -> tuple[str, Path | None]:
     """The checkpoint's directory and the adapter's. Raises CheckpointError for an adapter without a description."""
     if arguments.adapter is None:
         return arguments.model or str(EMBEDDED), None
-    from ..weights import read_json
+    from ..checkpoint_files import read_json
 
     adapter = Path(arguments.adapter)
     if not adapter.is_dir():
@@ -95,7 +95,7 @@ def add_scheme_options(parser: argparse.ArgumentParser, bits: int | None) -> Non
 
 def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
     """The checked options. Raises InputError."""
-    from ..generation import SamplingOptions
+    from ..sampling import SamplingOptions
 
     names = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     values = {name: getattr(arguments, name) for name in names}

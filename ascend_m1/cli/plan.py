@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..device import DTYPES
     from ..plan import longest, make_plan, parameters
     from ..prediction import predict, why_not
-    from .loading import read_config
+    from .checkpoint import read_config
 
     if arguments.dtype not in DTYPES:
         raise DeviceError(f"dtype {arguments.dtype!r} is not known: use {', '.join(DTYPES)}")

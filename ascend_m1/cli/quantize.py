@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Source and options are looked at before anything is written."""
     from ..quantization.scheme import Scheme
     from ..quantization.write import quantise_checkpoint
-    from .loading import read_config
+    from .checkpoint import read_config
 
     scheme = Scheme.of(arguments.bits, arguments.group_size)
     source = EMBEDDED if arguments.source == "m1-icd10" else Path(arguments.source)

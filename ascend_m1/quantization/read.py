@@ -12,12 +12,12 @@ from ascend_m1_ops.products import choice
 from ascend_m1_ops.products.npu import product
 from ascend_m1_ops.quant_linear import Prepared, prepare, quant_linear
 
+from ..checkpoint_files import stored_shapes
 from ..configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from ..device import is_npu
 from ..errors import CheckpointError, DeviceError
 from ..modeling_baichuan_m1 import BaichuanM1ForCausalLM
 from ..parts import LayerParts, ModelParts
-from ..weights import stored_shapes
 from .packing import PACKED, SCALE, read_description, unpack
 from .scheme import is_target
 

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, tensor
 
+from ..checkpoint_files import read_json, stored_shapes
 from ..configuration_baichuan_m1 import BaichuanM1Config
 from ..errors import CheckpointError, InputError
-from ..weights import read_json, stored_shapes
 from .packing import PACKED, SCALE, SHAPE, describe, pack
 from .scheme import Scheme, is_target, quantise
 

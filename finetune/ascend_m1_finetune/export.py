@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ascend_m1 import BaichuanM1ForCausalLM
+from ascend_m1.checkpoint_files import read_json
 from ascend_m1.errors import CheckpointError, InputError
-from ascend_m1.weights import check_checkpoint, read_json
+from ascend_m1.weights import check_checkpoint
 
 from .lora import FILTERS
 from .qlora import quantised_base, restore

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ascend_m1.checkpoint_files import read_json
 from ascend_m1.cli.options import EMBEDDED, note, quiet, require_extra
 from ascend_m1.errors import CheckpointError, InputError
-from ascend_m1.weights import read_json
 
 _EMBEDDED_NAME = "m1-icd10"
 
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Folders are looked at before anything is loaded."""
     require_extra("finetune", ("peft",))
-    from ascend_m1.cli.loading import read_config
+    from ascend_m1.cli.checkpoint import read_config
 
     from .export import export
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM
+from ascend_m1.checkpoint_files import read_json, require_tensor, stored_shapes
 from ascend_m1.errors import ConfigError, InputError
 from ascend_m1.quantization.packing import PACKED, read_description, unpack
 from ascend_m1.quantization.scheme import Scheme, is_target
-from ascend_m1.weights import read_json, require_tensor, stored_shapes
 from ascend_m1_ops import dequantised
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 
+from ascend_m1.checkpoint_files import read_json
 from ascend_m1.errors import InputError
-from ascend_m1.weights import read_json
 
 from .recipe import Recipe
 from .trainer import PART

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from ascend_m1 import BaichuanM1ForCausalLM
-from ascend_m1.cli.loading import Checkpoint, open_checkpoint
+from ascend_m1.cli.checkpoint import Checkpoint, open_checkpoint
 from ascend_m1.cli.options import note
 from ascend_m1.errors import CheckpointError
 from ascend_m1.quantization.scheme import Scheme

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import simple_icd_10_cm
 from transformers import PreTrainedTokenizerBase
 
-from ascend_m1_finetune import Document, document
+from ascend_m1_finetune.packing import Document, document
 
 SYSTEM_MESSAGE = "You are a helpful assistant."
 # The first phrasing of each list is the one the exact match is measured on.

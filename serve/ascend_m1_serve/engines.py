@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 from transformers import GenerationConfig
 
-from ascend_m1.cli.loading import Checkpoint, is_quantised, load_model, load_quantised, open_checkpoint
+from ascend_m1.checkpoint_files import read_json
+from ascend_m1.cli.checkpoint import Checkpoint, is_quantised, open_checkpoint
+from ascend_m1.cli.loading import load_model, load_quantised
 from ascend_m1.device import choose_device, choose_dtype
 from ascend_m1.errors import InputError
 from ascend_m1.inference import InferenceModel
-from ascend_m1.weights import read_json
 
 from .engine.core import Core, EngineOptions, make_core
 from .engine.service import BuiltInEngine

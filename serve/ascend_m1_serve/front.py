@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ascend_m1.errors import InputError
-from ascend_m1.generation import DEFAULT_MAX_NEW_TOKENS, chat_ids, chat_text
+from ascend_m1.prompts import chat_ids, chat_text
+from ascend_m1.sampling import DEFAULT_MAX_NEW_TOKENS
 
 from .answer import Answer
 from .errors import BusyError, EngineError, UnknownModelError

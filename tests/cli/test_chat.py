@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from ascend_m1 import BaichuanM1ForCausalLM
-from ascend_m1.cli.loading import open_checkpoint
+from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.conversation import Conversation
 from ascend_m1.errors import InputError
-from ascend_m1.generation import SamplingOptions, chat_ids, chat_text, generate_text
+from ascend_m1.generation import generate_text
+from ascend_m1.prompts import chat_ids, chat_text
+from ascend_m1.sampling import SamplingOptions
 
 from .conftest import Cli
 

@@ -10,10 +10,13 @@ import torch
 from transformers import GenerationConfig
 
 from ascend_m1 import BaichuanM1ForCausalLM
-from ascend_m1.cli.loading import open_checkpoint
+from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.device import choose_dtype
 from ascend_m1.errors import InputError
-from ascend_m1.generation import SamplingOptions, TextStream, generate_text, plain_ids
+from ascend_m1.generation import generate_text
+from ascend_m1.prompts import plain_ids
+from ascend_m1.sampling import SamplingOptions
+from ascend_m1.text_stream import TextStream
 
 from .conftest import CONTEXT, Cli
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ascend_m1.cli.loading import open_checkpoint
+from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import InputError
 from ascend_m1_finetune.data import Padded, training_data

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 from ascend_m1 import BaichuanM1ForCausalLM
-from ascend_m1_finetune import Document, document, pack_documents, pad_documents
 from ascend_m1_finetune.lora import add_lora
+from ascend_m1_finetune.packing import Document, document, pack_documents, pad_documents
 
 from ..compat.small import VOCAB, model
 from ..model.geometries import models

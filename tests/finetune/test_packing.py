@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM
 from ascend_m1.errors import InputError
-from ascend_m1_finetune import Document, PackedRows, document, pack_documents
+from ascend_m1_finetune.packing import Document, PackedRows, document, pack_documents
 
 LENGTH = 12
 

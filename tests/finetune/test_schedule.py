@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import Trainer, TrainingArguments, get_wsd_schedule
 
 from ascend_m1.errors import InputError
-from ascend_m1_finetune import wsd_lambda_lr, wsd_multiplier
+from ascend_m1_finetune.schedule import wsd_lambda_lr, wsd_multiplier
 
 
 @st.composite

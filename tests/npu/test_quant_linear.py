@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import ascend_m1_hostnpu as host
-from ascend_m1.cli.loading import load_model, load_quantised, open_checkpoint
+from ascend_m1.cli.checkpoint import open_checkpoint
+from ascend_m1.cli.loading import load_model, load_quantised
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import DeviceError
 from ascend_m1.quantization import read

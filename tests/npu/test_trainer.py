@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 import ascend_m1_hostnpu as hostnpu
 from ascend_m1 import BaichuanM1ForCausalLM
-from ascend_m1_finetune import document, pack_documents
+from ascend_m1_finetune.packing import document, pack_documents
 
 from .tiny import few_programs
 

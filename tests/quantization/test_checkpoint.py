@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM
 from ascend_m1.cli import main
-from ascend_m1.cli.loading import load_model, open_checkpoint
+from ascend_m1.cli.checkpoint import open_checkpoint
+from ascend_m1.cli.loading import load_model
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import CheckpointError, ConfigError, InputError
 from ascend_m1.inference import InferenceModel

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ascend_m1.errors import InputError
-from ascend_m1.generation import chat_ids
+from ascend_m1.prompts import chat_ids
 
 from ..packing import Document, document
 from .forms import Conversation

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ascend_m1.cli.options import note, write
-from ascend_m1.environment import installed
 from ascend_m1.errors import InputError
 
 if TYPE_CHECKING:
@@ -210,6 +209,8 @@ async def _measure(arguments: argparse.Namespace, prompts: list[Prompt], warmup:
 
 def _write_results(arguments: argparse.Namespace, load: Load, summary: dict[str, Any]) -> None:
     if arguments.json is not None:
+        from ascend_m1.environment import installed
+
         from .report import as_dict
 
         options = {name: value for name, value in vars(arguments).items() if name not in ("run", "api_key", "version")}
