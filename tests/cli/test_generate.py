@@ -101,9 +101,8 @@ def test_streamed_characters_are_whole(checkpoint: Path, text: str) -> None:
     tokenizer = open_checkpoint(str(checkpoint)).tokenizer
     pieces: list[str] = []
     stream = TextStream(tokenizer, pieces.append)
-    stream.put(torch.tensor([[1, 2, 3]]))
     for index in tokenizer(text)["input_ids"]:
-        stream.put(torch.tensor([index]))
+        stream.take([index])
     stream.end()
     assert pieces == list(text)
 
@@ -113,9 +112,8 @@ def test_stream_keeps_bytes_that_never_become_a_character(checkpoint: Path) -> N
     ids = tokenizer("a你")["input_ids"][:-1]
     pieces: list[str] = []
     stream = TextStream(tokenizer, pieces.append)
-    stream.put(torch.tensor([[1]]))
     for index in ids:
-        stream.put(torch.tensor([index]))
+        stream.take([index])
     stream.end()
     assert "".join(pieces) == tokenizer.decode(ids)
 
