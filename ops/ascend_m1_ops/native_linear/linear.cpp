@@ -20,6 +20,7 @@ namespace {
 constexpr long TILE = 16;     // rows whose sums fit into registers
 constexpr long STEPS = 4;     // of two inputs each, in one go
 constexpr long PAIRS = 64;    // inputs that one thread turns at a time, by two
+constexpr long AHEAD = 4096;  // words from a load to what is fetched meanwhile
 
 struct Bfloat16 {
     const uint16_t *numbers;
@@ -90,7 +91,7 @@ void tile(const Bfloat16 &w, long block, const uint32_t *x, uint16_t *y, long ou
     for (long i = 0; i < w.inputs; i += 2 * STEPS, x += STEPS * ROWS)
 #pragma GCC unroll 4
         for (int n = 0; n < STEPS; n++, numbers += 32) {
-            fetch(numbers + 4096);
+            fetch(numbers + AHEAD);
             sums.add((__m512bh)_mm512_loadu_si512(numbers), x, n);
         }
     for (int r = 0; r < ROWS; r++) store(sums.whole(r), y + r * outputs + block * 16);
@@ -108,7 +109,7 @@ void tile(const Int4 &w, long block, const uint32_t *x, uint16_t *y, long output
     for (long g = 0; g < groups; g++, scales += 16) {
         Sums<ROWS, SPLIT_OF<ROWS>> sums;
         for (long i = 0; i < w.group; i += 2 * STEPS, numbers += 32, x += STEPS * ROWS) {
-            fetch(numbers + 1024);
+            fetch(numbers + AHEAD);
             const __m512i words = _mm512_loadu_si512(numbers);
 #pragma GCC unroll 4
             for (int n = 0; n < STEPS; n++)
