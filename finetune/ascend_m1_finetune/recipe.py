@@ -168,6 +168,8 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
     kinds = set(get_args(kind)) if get_origin(kind) is Union or len(get_args(kind)) > 1 else {kind}
     if value is None or isinstance(value, (dict, list)) or not kinds & {bool, int, float, str}:
         return value
+    if value is False and key.endswith("_strategy"):
+        return "no"  # which YAML reads as false
     if isinstance(value, bool) and not kinds & {int, float}:
         return value  # fsdp is text, says the Trainer, and takes true
     if bool in kinds and (isinstance(value, bool) or str(value).lower() in ("true", "false")):

@@ -69,6 +69,12 @@ def test_changes_win_and_numbers_may_be_written_as_yaml_does_not_know_them(tmp_p
     assert (recipe.training["learning_rate"], recipe.packing, recipe.training["seed"]) == (2e-4, True, 3)
 
 
+def test_no_is_a_strategy_although_yaml_reads_it_as_false(tmp_path: Path) -> None:
+    recipe = read(tmp_path, "model_id: m1-icd10\ndataset: x\noutput_dir: out\nsave_strategy: no", "eval_strategy=no")
+    assert (recipe.training["save_strategy"], recipe.training["eval_strategy"]) == ("no", "no")
+    assert training_arguments(recipe).save_strategy == "no"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
