@@ -33,6 +33,12 @@ TARGETS = {
 }
 _NUMBERS = (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))  # for some modules, for all others
 _PREFIX = "base_model.model.model.layers."
+# What makes more of an adapter than A and B: matrices of other kinds, or a base that PEFT changes when it loads one.
+_BEYOND = (
+    *("bias", "use_dora", "modules_to_save", "lora_bias", "use_qalora", "use_bdlora"),
+    *("layer_replication", "alora_invocation_tokens", "arrow_config"),
+)
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 Pair = tuple[Tensor, Tensor]  # A [rank, in] and scale · B [out, rank]
 
 
@@ -85,9 +91,10 @@ def _plain_options(path: Path) -> dict[str, Any]:
     kind = options.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{path}: peft_type={kind!r}: only LORA is served: merge other adapters into the model")
-    for name in ("bias", "use_dora", "modules_to_save"):
+    for name in (*_BEYOND, "init_lora_weights"):
         value = options.get(name)
-        if value and value != "none":
+        beyond = str(value).lower().startswith(_CHANGES_BASE) if name == "init_lora_weights" else value
+        if beyond and value != "none":
             raise CheckpointError(
                 f"{path}: {name}={value!r}: not served beside other adapters: merge it into the model"
             )
