@@ -20,6 +20,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from ascend_m1.adapters import read_adapter
 from ascend_m1.errors import InputError
 
 from .engine.core import check_prompt
@@ -99,6 +100,8 @@ class VllmEngine:
         try:
             await self._inner.add_lora(request)
         except Exception as error:  # whatever a worker raises, sent as text
+            # Says it in words of its own, if it is what no engine serves.
+            await asyncio.to_thread(read_adapter, Path(path), self._inner.vllm_config.model_config.hf_config)
             raise InputError(f"adapter {name!r}: {' '.join(str(error).split())}") from None
         self._adapters[name] = Adapter(request)
 

@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from openai import OpenAI
+from safetensors.torch import load_file, save_file
 
 from ascend_m1_serve.api import ApiOptions
 from ascend_m1_serve.api.mindie_management import responds
@@ -235,7 +237,15 @@ def test_only_the_page_and_probes_are_open() -> None:
 
 
 def test_adapters_are_models(tmp_path: Path) -> None:
-    with running(embedded(max_adapters=1), adapters={"other": save(tmp_path)}) as service:
+    """One with trained filters, which belong to the model and not to a request, is refused in the same words by all."""
+    path = save(tmp_path / "filters") / "adapter_model.safetensors"
+    filters = "base_model.model.model.layers.0.self_attn.conv_k"
+    save_file({**load_file(path), filters: torch.ones(1)}, path)
+    with running(embedded(max_adapters=2), adapters={"other": save(tmp_path / "other")}) as service:
+        body = {"lora_name": "filters", "lora_path": str(path.parent)}
+        answer = httpx.post(f"{service.url}/v1/load_lora_adapter", json=body, timeout=60)
+        told = f"{path}: {filters}: trained filters are not served: merge them with `ascend-m1 export`"
+        assert (answer.status_code, told in answer.text) == (422, True), answer.text
         client = OpenAI(base_url=f"{service.url}/v1", api_key="none")
         names = {model.id: model.model_dump()["parent"] for model in client.models.list().data}
         assert names == {"m1-icd10": None, "other": "m1-icd10"}
