@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from openai import OpenAI
-from peft import LoraConfig, PeftModel, get_peft_model
+from openai import APIStatusError, OpenAI
+from peft import LoraConfig, get_peft_model
 
 from ascend_m1 import BaichuanM1ForCausalLM
 
+from ..finetune.trained import COUNT, PROMPTS, TARGETS, expected, plain, train
 from .server import serving
 
 MODEL = Path(__file__).parents[2] / "ascend_m1/checkpoints/m1_icd10"
 QUESTION: list[Any] = [{"role": "user", "content": "What does ICD-10-CM code J45 mean?"}]
-PROMPTS = [[73, 500, 501, 502, 74], list(range(100, 190)), [900]]  # shorter and longer than the window of 32
 ADAPTED = ["W_pack", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -29,10 +29,8 @@ def own_model() -> BaichuanM1ForCausalLM:
     return BaichuanM1ForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_random(folder: Path) -> Path:
     """A PEFT folder of the project's own model, every linear layer adapted, random and large enough to matter."""
-    folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(0)
     base = BaichuanM1ForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=ADAPTED, init_lora_weights=False))
@@ -41,10 +39,22 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    options = ("--served-model-name", "m1", "--dtype", "float32", "--enable-lora", "--lora-modules", f"a={adapter}")
-    with serving(MODEL, tmp_path_factory.mktemp("server") / "log", *options) as address:
-        yield OpenAI(base_url=address, api_key="none")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every matrix, random, and what ``ascend-m1 train`` makes of its words for targets."""
+    folder = tmp_path_factory.mktemp("adapters")
+    trained = {name: train(folder / name, f"lora_target_modules={words}") for name, words in TARGETS.items()}
+    return {"random": save_random(folder / "random"), **trained}
+
+
+@pytest.fixture(scope="module")
+def client(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+    names = [f"{name}={folder}" for name, folder in adapters.items()]
+    room = ("--enable-lora", "--max-loras", str(len(names)), "--max-lora-rank", "32")  # 16 for each of q and v
+    options = ("--served-model-name", "m1", "--dtype", "float32", *room, "--lora-modules", *names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+        with serving(MODEL, tmp_path_factory.mktemp("server") / "log", *options) as address:
+            yield OpenAI(base_url=address, api_key="none")
 
 
 def test_chat(client: OpenAI) -> None:
@@ -100,32 +110,28 @@ def test_json_schema(client: OpenAI) -> None:
     assert isinstance(answer["billable"], bool)
 
 
-@torch.no_grad()
-def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    out = model.generate(
-        torch.tensor([prompt]), max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    tokens: list[int] = out[0, len(prompt) :].tolist()
-    return tokens
+def ask(client: OpenAI, model: str) -> list[list[int]]:
+    """Greedy tokens for ``PROMPTS``."""
+    options: Any = {"max_tokens": COUNT, "temperature": 0}
+    extra = {"return_token_ids": True, "ignore_eos": True}
+    answers: list[Any] = [
+        client.completions.create(model=model, prompt=prompt, extra_body=extra, **options) for prompt in PROMPTS
+    ]
+    return [list(answer.choices[0].token_ids) for answer in answers]
 
 
-def test_an_adapter_equals_the_merged_model(client: OpenAI, adapter: Path) -> None:
-    base = BaichuanM1ForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().eval()
-    differ = 0
-    for prompt in PROMPTS:
-        answers = {}
-        for name in ("m1", "a"):
-            response = client.completions.create(
-                model=name,
-                prompt=prompt,
-                max_tokens=16,
-                temperature=0,
-                extra_body={"return_token_ids": True, "ignore_eos": True},
-            )
-            choice: Any = response.choices[0]
-            answers[name] = list(choice.token_ids)
-        assert answers["a"] == greedy(merged, prompt, 16)
-        assert answers["m1"] == greedy(own_model(), prompt, 16)
-        differ += answers["a"] != answers["m1"]
-    assert differ == len(PROMPTS)  # the adapter does something
+@pytest.mark.parametrize("name", ["random", *TARGETS])
+def test_an_adapter_equals_the_merged_model(name: str, client: OpenAI, adapters: dict[str, Path]) -> None:
+    assert ask(client, name) == expected(adapters[name])
+
+
+def test_without_an_adapter_nothing_changes(client: OpenAI) -> None:
+    assert ask(client, "m1") == plain()
+
+
+def test_trained_filters_are_refused_by_name(client: OpenAI, tmp_path: Path) -> None:
+    filters = train(tmp_path / "filters", "lora_target_modules=q_proj", "train_convolution=true")
+    body = {"lora_name": "filters", "lora_path": str(filters)}
+    with pytest.raises(APIStatusError, match=r"self_attn\.conv_k is unsupported LoRA weight"):
+        client.post("/load_lora_adapter", cast_to=object, body=body, options={"max_retries": 0})
+    assert "filters" not in [model.id for model in client.models.list()]
