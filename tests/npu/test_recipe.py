@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from ascend_m1.cli import main
 from .tiny import few_programs
 
 ROOT = Path(__file__).parents[2]
+MOST_LAUNCHES = 700  # of a step of lora_tiny.yaml, as docs/npu.md says
 CHANGES = ("max_steps=10", "save_steps=10", "logging_steps=1", "disable_tqdm=true")
 
 
@@ -26,7 +29,16 @@ def losses(folder: Path, steps: int = 10) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
-def test_the_recipe_runs_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def launches_per_step(launches: list[hostnpu.Launch], weights: int) -> list[Counter[str]]:
+    """By name, from one update of the last of so many weights to the next; the first step is left out."""
+    updates = [index for index, launch in enumerate(launches) if launch.name == "aclnnApplyAdamWV2"]
+    ends = updates[weights - 1 :: weights]
+    return [Counter(one.name for one in launches[begin + 1 : end + 1]) for begin, end in pairwise(ends)]
+
+
+def test_the_recipe_runs_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The Trainer finds the device by itself. Ten steps carry float32's rounding on."""
     few_programs(monkeypatch)
     monkeypatch.chdir(ROOT)
@@ -38,9 +50,14 @@ def test_the_recipe_runs_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     on_npu, on_cpu = losses(tmp_path / "npu"), losses(tmp_path / "cpu")
     assert on_cpu[-1] < on_cpu[0]
     torch.testing.assert_close(on_npu, on_cpu, rtol=1e-4, atol=0.0)
-    assert load_file(tmp_path / "npu/adapter_model.safetensors").keys() == (
-        load_file(tmp_path / "cpu/adapter_model.safetensors").keys()
-    )
+    weights = load_file(tmp_path / "npu/adapter_model.safetensors").keys()
+    assert weights == load_file(tmp_path / "cpu/adapter_model.safetensors").keys()
+    steps = launches_per_step(log.kernels, len(weights))
+    assert len(steps) == 9
+    assert all(step == steps[0] for step in steps)
+    with capsys.disabled():
+        print(f"\nlaunches of a step of {recipe}: {steps[0].total()}, {dict(steps[0].most_common())}")
+    assert steps[0].total() <= MOST_LAUNCHES
 
 
 SHARDED = (
