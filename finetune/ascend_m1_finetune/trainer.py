@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
 from .schedule import wsd_lambda_lr
+from .sharding import shard_on_cpus
 
 PART = ".part"  # in the output folder, what is being written or removed
 
@@ -32,6 +34,13 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.wsd = wsd
         self._folder = Path(self.args.output_dir)
         self._writing = False
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's, and FSDP on CPUs."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.args.device.type == "cpu":
+            shard_on_cpus(self.accelerator, FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args))
+            self.is_fsdp_enabled = True
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """The schedule of this run."""

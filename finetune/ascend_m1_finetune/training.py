@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from ascend_m1.errors import InputError
 
 from .recipe import Recipe
+from .sharding import check_sharding, start_deepspeed
 
 WSD = "wsd"
 _DEFAULTS = {
@@ -45,16 +46,6 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         arguments = TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise InputError(f"the Trainer refuses the recipe: {error}") from error
-    _check_sharding(arguments)
+    check_sharding(arguments)
+    start_deepspeed(arguments)
     return arguments
-
-
-def _check_sharding(arguments: TrainingArguments) -> None:
-    """What accelerate would pass over in silence."""
-    count, kind = arguments.world_size, arguments.device.type
-    for name in ("fsdp", "deepspeed"):
-        if getattr(arguments, name) and (kind == "cpu" or (name == "fsdp" and count == 1)):
-            raise InputError(
-                f"{name} with {count} processes on {kind}: accelerate shards over devices only: start one process for "
-                f"each with torchrun, or leave {name} out"
-            )
