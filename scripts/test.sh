@@ -10,6 +10,7 @@
 #         lowering  the Triton kernels through the Ascend compilers, in .venvs/lowering
 #         vllm     the plugin in vLLM on the CPU, and the service with its engine, in .venvs/vllm
 #         vllm-ascend  the plugin in vllm-ascend on the host stand-in for CANN, in .venvs/vllm-ascend
+#         deepspeed  the real DeepSpeed's ZeRO-3 over two processes on the CPU, in .venvs/deepspeed
 #         openmind  the real openMind 1.0.0 trains and exports the model, in .venv and .venvs/openmind (Python 3.10)
 #
 # TORCH_SPEC chooses the torch to install, in pip's words (see environment.sh).
@@ -18,7 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
 source scripts/environment.sh
 
-readonly SUITES="lint, floor, browser, npu, lowering, vllm, vllm-ascend, openmind"
+readonly SUITES="lint, floor, browser, npu, lowering, vllm, vllm-ascend, deepspeed, openmind"
 
 suite=main
 # A word that is neither an option nor a path is the name of a suite.
@@ -27,7 +28,7 @@ if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
     shift
 fi
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-    sed -n '2,15s/^# \{0,1\}//p' scripts/test.sh
+    sed -n '2,16s/^# \{0,1\}//p' scripts/test.sh
     exit
 fi
 
@@ -106,6 +107,10 @@ case $suite in
         export PYTHONPATH="$PWD/tests/vllm_ascend/site${PYTHONPATH:+:$PYTHONPATH}"  # what vLLM misses on this machine
         # The golden tests, too: vllm-ascend pins a transformers that is older than the floor's.
         run_tests .venvs/vllm-ascend "-n 2 --dist worksteal tests/vllm_ascend tests/model/test_golden.py" "$@"
+        ;;
+    deepspeed)
+        DS_BUILD_OPS=0 make_environment .venvs/deepspeed deepspeed --editable '.[dev]' deepspeed==0.19.8
+        run_tests .venvs/deepspeed tests/deepspeed "$@"
         ;;
     openmind)
         make_environment .venv dev --editable '.[dev]'

@@ -17,6 +17,7 @@ if find_spec("torch_npu"):  # which transformers imports, too: the host NPU's st
 # Suites with an environment of their own, see scripts/test.sh.
 NEEDS = {
     "browser": "playwright",
+    "deepspeed": "deepspeed",
     "npu": "torch_npu",
     "lowering": "ascendnpuir",
     "vllm": "vllm",
