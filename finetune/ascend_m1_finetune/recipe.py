@@ -211,6 +211,8 @@ def _check(recipe: Recipe, values: dict[str, Any]) -> None:
         for key in (*lora_only, "load_in_4bit", "adapter_models", "train_convolution"):
             if values.get(key) not in (None, False):
                 raise InputError(f"{key} with finetuning_type: full: leave it out, or say finetuning_type: lora")
+    elif recipe.training.get("fsdp"):  # under PEFT it finds the last norm by "Norm" in the name: NormHead
+        raise InputError("fsdp with finetuning_type: lora: accelerate would shard the head twice: leave fsdp out")
     if recipe.streaming and recipe.packing:
         raise InputError("streaming with packing: rows are packed from all documents: leave one of them out")
     if recipe.streaming and recipe.training.get("max_steps", -1) < 1:

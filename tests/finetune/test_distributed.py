@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ascend_m1.cli import main
+from ascend_m1.errors import InputError
+from ascend_m1_finetune.sharding import check_sharding
 
 from .in_two import ROOT, assert_same_way, logged, train_in_two, words
 
@@ -60,3 +64,7 @@ def test_sharding_that_would_not_happen_is_refused(
     monkeypatch.chdir(ROOT)
     assert main(["train", *words(tmp_path, *SHARDED)]) == 2
     assert "error: fsdp in one process: it shards over several" in capsys.readouterr().err
+    first: Any = SimpleNamespace(fsdp=True, deepspeed=None, world_size=2, device=torch.device("cpu"))
+    first.fsdp_plugin_args = {"fsdp_version": 1}
+    with pytest.raises(InputError, match="fsdp on CPUs by FSDP1"):
+        check_sharding(first)

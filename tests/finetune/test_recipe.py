@@ -92,6 +92,7 @@ def test_no_is_a_strategy_although_yaml_reads_it_as_false(tmp_path: Path) -> Non
         ({"lora_rank": 4}, "lora_rank with finetuning_type: full"),
         ({"load_in_4bit": True}, "load_in_4bit with finetuning_type: full"),
         ({"train_convolution": True}, "train_convolution with finetuning_type: full"),
+        ({"finetuning_type": "lora", "fsdp": True}, "fsdp with finetuning_type: lora"),
         ({"cutoff_len": "long"}, "cutoff_len: 'long': give a whole number"),
         ({"cutoff_len": 1}, "cutoff_len: 1: give 2 or more"),
         ({"packing": "maybe"}, "packing: 'maybe': give true or false"),
