@@ -30,6 +30,18 @@ find_python() {
     die "no Python 3.10 or newer found: install Python 3.11, or set PYTHON=/path/to/python"
 }
 
+# Prints a Python 3.10: openMind refuses any newer.
+find_python310() {
+    local candidate
+    for candidate in python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    die "no Python 3.10, which openMind needs: install it, or with pyenv: pyenv install 3.10"
+}
+
 # make_environment FOLDER NAME REQUIREMENT...: an environment with torch and the requirements. The stamp is written last,
 # so a finished one is left alone and an interrupted one is taken up again.
 make_environment() {

@@ -12,6 +12,7 @@
 #         vllm-ascend  the plugin in vllm-ascend on the host stand-in for CANN, in .venvs/vllm-ascend
 #         deepspeed  the real DeepSpeed's ZeRO-3 over two processes on the CPU, in .venvs/deepspeed
 #         openmind  the real openMind 1.0.0 trains and exports the model, in .venv and .venvs/openmind (Python 3.10)
+#     ./scripts/test.sh make NAME                   its environment alone; the main suite's name is main
 #
 # TORCH_SPEC chooses the torch to install, in pip's words (see environment.sh).
 set -euo pipefail
@@ -21,6 +22,11 @@ source scripts/environment.sh
 
 readonly SUITES="lint, floor, browser, npu, lowering, vllm, vllm-ascend, deepspeed, openmind"
 
+only_make=false
+if [[ ${1:-} == make ]]; then
+    only_make=true
+    shift
+fi
 suite=main
 # A word that is neither an option nor a path is the name of a suite.
 if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
@@ -43,56 +49,66 @@ run_tests() {
     exec "$python" -m pytest $folders "$@"
 }
 
-# remove_vision ENVIRONMENT: packages built for CUDA, whose import fails beside a CPU build of torch; vLLM does without.
-remove_vision() {
-    "$1/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+make_main() {
+    make_environment .venv dev --editable '.[dev]'
 }
 
-# openMind refuses any newer Python.
-find_python310() {
-    local candidate
-    for candidate in python3.10 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin/python; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' 2>/dev/null; then
-            printf '%s\n' "$candidate"
-            return
-        fi
-    done
-    die "no Python 3.10, which openMind needs: install it, or with pyenv: pyenv install 3.10"
+make_browser() {
+    command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
+        die "no Chromium: install one (on Debian the package chromium)"
+    make_main
+    make_environment .venv browser 'playwright>=1.50'
+}
+
+make_vllm() {
+    make_environment .venvs/vllm vllm --editable . --requirement requirements/vllm.txt
+    # Built for CUDA, their import fails beside a CPU build of torch; vLLM does without.
+    .venvs/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+}
+
+make_vllm_ascend() {
+    make_environment .venvs/vllm-ascend vllm-ascend --editable . --requirement requirements/vllm-ascend.txt
+    SOC_VERSION=ascend910b1 COMPILE_CUSTOM_KERNELS=0 TORCH_DEVICE_BACKEND_AUTOLOAD=0 \
+        make_environment .venvs/vllm-ascend alone --no-build-isolation --no-deps \
+        --requirement requirements/vllm-ascend-alone.txt
+}
+
+make_openmind() {
+    local python310
+    python310=$(find_python310)
+    make_main
+    PYTHON=$python310 TORCH_SPEC="--no-deps torch==2.1.0" \
+        make_environment .venvs/openmind openmind --no-deps --requirement requirements/openmind.txt
+    .venvs/openmind/bin/python scripts/cuda_placeholders.py
 }
 
 case $suite in
-    main)
-        make_environment .venv dev --editable '.[dev]'
-        exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
-        ;;
+    main | lint) make_main ;;
+    floor) make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1 ;;
+    browser) make_browser ;;
+    npu) make_environment .venvs/npu npu --editable '.[dev]' --requirement requirements/npu.txt ;;
+    lowering) make_environment .venvs/lowering lowering --require-hashes --requirement requirements/lowering.txt ;;
+    vllm) make_vllm ;;
+    vllm-ascend) make_vllm_ascend ;;
+    openmind) make_openmind ;;
+    *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
+esac
+if $only_make; then
+    exit
+fi
+
+case $suite in
+    main) exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@" ;;
     lint)
-        make_environment .venv dev --editable '.[dev]'
         .venv/bin/ruff check .
         .venv/bin/ruff format --check .
         .venv/bin/mypy
         ;;
-    floor)
-        make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1
-        run_tests .venvs/floor "-n 2 --dist worksteal tests/model tests/ops tests/compat" "$@"
-        ;;
-    browser)
-        command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
-            die "no Chromium: install one (on Debian the package chromium)"
-        make_environment .venv dev --editable '.[dev]'
-        make_environment .venv browser 'playwright>=1.50'
-        run_tests .venv tests/browser "$@"
-        ;;
-    npu)
-        make_environment .venvs/npu npu --editable '.[dev]' --requirement requirements/npu.txt
-        run_tests .venvs/npu "-n 2 --dist worksteal tests/npu" "$@"
-        ;;
-    lowering)
-        make_environment .venvs/lowering lowering --require-hashes --requirement requirements/lowering.txt
-        run_tests .venvs/lowering tests/lowering "$@"
-        ;;
+    floor) run_tests .venvs/floor "-n 2 --dist worksteal tests/model tests/ops tests/compat" "$@" ;;
+    browser) run_tests .venv tests/browser "$@" ;;
+    npu) run_tests .venvs/npu "-n 2 --dist worksteal tests/npu" "$@" ;;
+    lowering) run_tests .venvs/lowering tests/lowering "$@" ;;
     vllm)
-        make_environment .venvs/vllm vllm --editable . --requirement requirements/vllm.txt
-        remove_vision .venvs/vllm
         if [[ $# -eq 0 ]]; then # the interfaces' tests, on vLLM's engine
             ASCEND_M1_TEST_ENGINE=vllm .venvs/vllm/bin/python -m pytest -n 2 --dist loadfile tests/serve/api \
                 tests/serve/mindie/test_families.py tests/serve/mindie/test_clients.py
@@ -100,10 +116,6 @@ case $suite in
         run_tests .venvs/vllm "-n 2 --dist worksteal tests/vllm" "$@"
         ;;
     vllm-ascend)
-        make_environment .venvs/vllm-ascend vllm-ascend --editable . --requirement requirements/vllm-ascend.txt
-        SOC_VERSION=ascend910b1 COMPILE_CUSTOM_KERNELS=0 TORCH_DEVICE_BACKEND_AUTOLOAD=0 \
-            make_environment .venvs/vllm-ascend alone --no-build-isolation --no-deps \
-            --requirement requirements/vllm-ascend-alone.txt
         export PYTHONPATH="$PWD/tests/vllm_ascend/site${PYTHONPATH:+:$PYTHONPATH}"  # what vLLM misses on this machine
         # The golden tests, too: vllm-ascend pins a transformers that is older than the floor's.
         run_tests .venvs/vllm-ascend "-n 2 --dist worksteal tests/vllm_ascend tests/model/test_golden.py" "$@"
@@ -113,15 +125,10 @@ case $suite in
         run_tests .venvs/deepspeed tests/deepspeed "$@"
         ;;
     openmind)
-        make_environment .venv dev --editable '.[dev]'
-        python310=$(find_python310)
-        PYTHON=$python310 TORCH_SPEC=torch==2.1.0 \
-            make_environment .venvs/openmind openmind --requirement requirements/openmind.txt
         rm -rf build # else setuptools installs what lies there, too
         .venvs/openmind/bin/python -m pip install --quiet --no-deps --force-reinstall . || die "cannot install the package"
         rm -rf build
         export ASCEND_M1_OPENMIND="$PWD/.venvs/openmind"
         run_tests .venv tests/openmind "$@"
         ;;
-    *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac
