@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 
 from ascend_m1.errors import InputError
 from ascend_m1_finetune.adaptive import AdaptiveUpdate, RunningNorm
+
+from ..forks import in_processes
 
 # Not too far apart, for the two ways to work out the mean round differently.
 NORMS = st.lists(st.floats(0.1, 1e4) | st.sampled_from([0.0, math.inf, math.nan]), max_size=60)
@@ -141,43 +144,33 @@ def test_contradicting_settings_are_named(tmp_path: Path) -> None:
         trainer(tmp_path, rows(), AdaptiveUpdate(), max_grad_norm=1.0).train()
 
 
-# One process's gradient is far too large at step 3; all of them must leave the update out.
-PROGRAM = """
-import torch, torch.distributed as dist
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from ascend_m1_finetune.adaptive import AdaptiveUpdate
-
-dist.init_process_group("gloo")
-rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
-for wrap in (nn.parallel.DistributedDataParallel, lambda model: fully_shard(model, mesh=mesh)):
-    torch.manual_seed(0)
-    model = wrap(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    adaptive = AdaptiveUpdate(warmup=1)
-    generator = torch.Generator().manual_seed(rank)
-    for step in range(6):
-        x = torch.randn(5, 4, generator=generator)
-        optimizer.zero_grad()
-        (model(x).square().mean() * (1000 if step == 3 and rank == 1 else 1)).backward()
-        local = [getattr(p, "_local_tensor", p).detach() for p in model.parameters()]
-        before = [weight.clone() for weight in local]
-        adaptive.on_pre_optimizer_step(None, None, None, optimizer=optimizer)
-        optimizer.step()
-        moved = any(not torch.equal(one, other) for one, other in zip(before, local))
-        assert moved == (step != 3), (rank, step)
-    found = [None, None]
-    dist.all_gather_object(found, (adaptive.norms.mean, adaptive.skipped))
-    assert found[0] == found[1] and adaptive.skipped == 1, found
-dist.destroy_process_group()
-"""
+def skip_in_all(folder: Path) -> None:
+    """One process's gradient is far too large at step 3; all of them must leave the update out."""
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+    for wrap in (nn.parallel.DistributedDataParallel, lambda model: fully_shard(model, mesh=mesh)):
+        torch.manual_seed(0)
+        model = wrap(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        adaptive = AdaptiveUpdate(warmup=1)
+        generator = torch.Generator().manual_seed(rank)
+        for step in range(6):
+            x = torch.randn(5, 4, generator=generator)
+            optimizer.zero_grad()
+            (model(x).square().mean() * (1000 if step == 3 and rank == 1 else 1)).backward()
+            local = [getattr(p, "_local_tensor", p).detach() for p in model.parameters()]
+            before = [weight.clone() for weight in local]
+            adaptive.on_pre_optimizer_step(None, None, None, optimizer=optimizer)
+            optimizer.step()
+            moved = any(not torch.equal(one, other) for one, other in zip(before, local, strict=True))
+            assert moved == (step != 3), (rank, step)
+        found: list[Any] = [None, None]
+        dist.all_gather_object(found, (adaptive.norms.mean, adaptive.skipped))
+        assert found[0] == found[1], found
+        assert adaptive.skipped == 1
+    (folder / f"done-{rank}").touch()
 
 
 def test_all_processes_decide_alike(tmp_path: Path) -> None:
     """DDP, where each holds the whole gradient, and FSDP2, where each holds a piece."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    in_processes(2, tmp_path, skip_in_all, tmp_path)
+    assert len(list(tmp_path.glob("done-*"))) == 2

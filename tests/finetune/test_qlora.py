@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainingArguments
 
 from ascend_m1.adapters import AdapterSlots, read_adapter
@@ -29,6 +30,8 @@ from ascend_m1.quantization.write import quantise_checkpoint
 from ascend_m1.steps import Chunk, prefill_step
 from ascend_m1_finetune.lora import add_lora
 from ascend_m1_finetune.qlora import FrozenLinear, quantised_base, restore
+
+from ..forks import in_processes
 
 SCHEMES = [Scheme(8), Scheme(4, 64)]
 IDS = torch.randint(3, 2000, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -136,41 +139,29 @@ def test_folders_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         quantised_base(broken, torch.float32)
 
 
-PROGRAM = """
-import sys, torch, torch.distributed as dist
-from pathlib import Path
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from ascend_m1_finetune.lora import add_lora
-from ascend_m1_finetune.qlora import quantised_base
-
-def gradients(shard):
+def gradients(folder: Path, shard: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    lm = add_lora(quantised_base(Path(sys.argv[1]), torch.float32), 4, 8, targets="q_proj,v_proj,mlp")
+    lm = add_lora(quantised_base(folder, torch.float32), 4, 8, targets="q_proj,v_proj,mlp")
     if shard:
         mesh = init_device_mesh("cpu", (2,))
         for module in (*lm.get_base_model().model.layers, lm):
             fully_shard(module, mesh=mesh)
-    ids = torch.randint(3, 2000, (2, 40), generator=torch.Generator().manual_seed(0))
-    lm(input_ids=ids, labels=ids).loss.backward()
+    lm(input_ids=IDS, labels=IDS).loss.backward()
     found = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
     return {name: g.full_tensor() if shard else g for name, g in found.items()}
 
-dist.init_process_group("gloo")
-whole, sharded = gradients(False), gradients(True)
-assert len(whole) == 4 * 4 * 2 and whole.keys() == sharded.keys()
-for name in whole:
-    torch.testing.assert_close(sharded[name], whole[name], atol=1e-7, rtol=1e-5)
-dist.destroy_process_group()
-"""
+
+def compare_gradients(folder: Path, done: Path) -> None:
+    whole, sharded = gradients(folder, False), gradients(folder, True)
+    assert len(whole) == 4 * 4 * 2
+    assert whole.keys() == sharded.keys()
+    for name in whole:
+        torch.testing.assert_close(sharded[name], whole[name], atol=1e-7, rtol=1e-5)
+    (done / f"done-{dist.get_rank()}").touch()
 
 
 def test_sharded_by_fsdp2_the_gradients_are_the_same(tmp_path: Path) -> None:
     """Numbers, scales and the blocks of q's and v's adapters in two processes, which see the same batch."""
-    folder = tmp_path / "model"
-    quantise_checkpoint(EMBEDDED, folder, Scheme(4, 64), lambda done, all: None)
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", program, folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    quantise_checkpoint(EMBEDDED, tmp_path / "model", Scheme(4, 64), lambda done, all: None)
+    in_processes(2, tmp_path, compare_gradients, tmp_path / "model", tmp_path)
+    assert len(list(tmp_path.glob("done-*"))) == 2

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from safetensors.torch import load_file
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli import main
 from ascend_m1.cli.options import EMBEDDED
+
+from .. import forks
 
 QUESTION, ANSWER = "Which animal is grey?", "The elephant"
 BASE = {
@@ -120,6 +120,9 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(changes: dict
     assert losses("resumed/checkpoint-12") == losses("whole/checkpoint-12")
 
 
+RESUMING = ["train", "recipe.yaml", "output_dir=out"]
+
+
 def written() -> set[str]:
     """Everything below out; what vanishes meanwhile is passed over."""
     return {os.path.join(folder, name) for folder, _, names in os.walk("out") for name in names}
@@ -129,16 +132,16 @@ def test_killed_at_random_points_and_resumed(place: Path) -> None:
     """SIGKILL up to half a second after the run has begun to write; what has a checkpoint's name is whole."""
     kills = int(os.environ.get("ASCEND_M1_TEST_KILLS", "2"))
     assert train(output_dir="whole", max_steps=12 * kills, save_steps=1, save_total_limit=2) == 0
-    command = [sys.executable, "-m", "ascend_m1", "train", "recipe.yaml", "output_dir=out"]
     chance = random.Random(0)
     for _ in range(kills):
         before = written()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and written() <= before | {"out/recipe.json"}:
+        process = forks.start(place / "output", main, RESUMING)
+        while process.is_alive() and written() <= before | {"out/recipe.json"}:
             time.sleep(0.005)
         time.sleep(chance.random() * 0.5)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL  # it had not ended by itself
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, Path("output").read_text()  # it had not ended by itself
         for checkpoint in Path("out").glob("checkpoint-*"):
             assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {
                 path.name for path in checkpoint.iterdir()
@@ -146,7 +149,7 @@ def test_killed_at_random_points_and_resumed(place: Path) -> None:
             assert state(checkpoint)["global_step"] == int(checkpoint.name.rpartition("-")[2])
             load_file(checkpoint / "adapter_model.safetensors")
             torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    subprocess.run(command, check=True, capture_output=True)
+    assert main(RESUMING) == 0
     whole, resumed = (load_file(Path(name, "adapter_model.safetensors")) for name in ("whole", "out"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not Path("out/.part").exists()
