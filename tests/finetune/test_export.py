@@ -28,6 +28,8 @@ from ascend_m1_finetune.export import export
 from ascend_m1_finetune.lora import add_lora
 from ascend_m1_finetune.qlora import quantised_base
 
+from .. import forks
+
 IDS = torch.randint(3, 2000, (2, 30), generator=torch.Generator().manual_seed(1))
 
 
@@ -139,18 +141,18 @@ def test_shards(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert_exported(tmp_path / "target", logits(PeftModel.from_pretrained(base_model(), adapter)), logits(base_model()))
 
 
+def export_until_killed(adapter: Path, target: Path) -> None:
+    exporting.check_checkpoint = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    export(EMBEDDED, adapter, target, print)
+
+
 def test_a_killed_export_leaves_no_checkpoint(adapter: Path, tmp_path: Path) -> None:
     """Killed just before the last step; the next run removes what was begun."""
-    program = (
-        "import os, sys, signal; from pathlib import Path; from ascend_m1_finetune import export\n"
-        "export.check_checkpoint = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "export.export(*map(Path, sys.argv[1:]), print)\n"
-    )
-    target = tmp_path / "target"
-    killed = subprocess.run(
-        [sys.executable, "-c", program, EMBEDDED, adapter, target], capture_output=True, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+    target, output = tmp_path / "target", tmp_path / "output"
+    killed = forks.start(output, export_until_killed, adapter, target)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL, output.read_text()
+    output.unlink()
     assert [path.name for path in tmp_path.iterdir()] == [".target.part"]
     export(EMBEDDED, adapter, target, lambda step: None)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ascend_m1_serve.engine.core import EngineOptions, make_core
 from ascend_m1_serve.engines import Wanted, built_in
 from ascend_m1_serve.protocol import Sampling
 
+from .. import forks
 from ..serve.engine.run import run_all, tokens
 
 CODES = {
@@ -202,6 +203,12 @@ def flip_a_bit(path: Path) -> Path:
     return path
 
 
+def quantise_until_killed(source: Path, target: Path) -> None:
+    quantise_checkpoint(
+        source, target, W4, lambda done, all: os.kill(os.getpid(), signal.SIGKILL) if done == 2 else None
+    )
+
+
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed after its second shard; what was finished is not written again, and the end is the same.
 
@@ -209,19 +216,9 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """
     source = sharded(tmp_path / "source")
     quantise_checkpoint(source, tmp_path / "whole", W4, silent)
-    program = (
-        "import os, sys, signal; from pathlib import Path; from ascend_m1.quantization.scheme import Scheme\n"
-        "from ascend_m1.quantization.write import quantise_checkpoint\n"
-        "stop = lambda done, all: os.kill(os.getpid(), signal.SIGKILL) if done == 2 else None\n"
-        "quantise_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), Scheme(4, 64), stop)\n"
-    )
-    paths = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("", "ops"))
-    killed = subprocess.run(
-        [sys.executable, "-c", program, str(source), str(tmp_path / "target")],
-        env={**os.environ, "PYTHONPATH": paths},
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL
+    killed = forks.start(tmp_path / "output", quantise_until_killed, source, tmp_path / "target")
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL, (tmp_path / "output").read_text()
     first = tmp_path / "target/model-00001-of-00004.safetensors"
     written = first.stat().st_mtime_ns
     assert not (tmp_path / "target/config.json").exists()  # no checkpoint yet
@@ -262,26 +259,22 @@ def test_a_damaged_record_of_what_is_done(content: bytes, tmp_path: Path) -> Non
         quantise_checkpoint(EMBEDDED, tmp_path, W4, silent)
 
 
+def quantise_on_a_full_disk(target: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300 * 1024, 300 * 1024))
+    sys.exit(main(["quantize", "m1-icd10", str(target)]))
+
+
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     """Files of 300 KiB at most; nothing half-written stays."""
-    program = (
-        "import resource, sys; from ascend_m1.cli import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300 * 1024, 300 * 1024))\n"
-        "sys.exit(main(['quantize', 'm1-icd10', sys.argv[1]]))\n"
-    )
-    paths = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("", "ops"))
-    run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 2
-    last = run.stderr.splitlines()[-1]
-    assert last.startswith(f"ascend-m1: error: {tmp_path}/model.safetensors: cannot be written (")
-    assert "Traceback" not in run.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [".quantizing.json"]
+    target, output = tmp_path / "target", tmp_path / "output"
+    run = forks.start(output, quantise_on_a_full_disk, target)
+    run.join()
+    printed = output.read_text()
+    assert run.exitcode == 2, printed
+    last = printed.splitlines()[-1]
+    assert last.startswith(f"ascend-m1: error: {target}/model.safetensors: cannot be written (")
+    assert "Traceback" not in printed
+    assert [path.name for path in target.iterdir()] == [".quantizing.json"]
 
 
 def test_a_folder_that_lacks_something(tmp_path: Path) -> None:
