@@ -34,7 +34,7 @@ if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
     shift
 fi
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-    sed -n '2,16s/^# \{0,1\}//p' scripts/test.sh
+    sed -n '2,17s/^# \{0,1\}//p' scripts/test.sh
     exit
 fi
 
@@ -73,6 +73,18 @@ make_vllm_ascend() {
         --requirement requirements/vllm-ascend-alone.txt
 }
 
+# DeepSpeed and what it needs, on top of .venv.
+make_deepspeed() {
+    make_main
+    local folder=.venvs/deepspeed purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
+    if [[ ! -x $folder/bin/python ]]; then
+        .venv/bin/python -m venv "$folder" || die "cannot make $folder: see the message above"
+        printf 'import site; site.addsitedir("%s")\n' "$(.venv/bin/python -c "$purelib")" \
+            >"$("$folder/bin/python" -c "$purelib")/main.pth"
+    fi
+    DS_BUILD_OPS=0 make_environment "$folder" deepspeed deepspeed==0.19.8
+}
+
 make_openmind() {
     local python310
     python310=$(find_python310)
@@ -90,6 +102,7 @@ case $suite in
     lowering) make_environment .venvs/lowering lowering --require-hashes --requirement requirements/lowering.txt ;;
     vllm) make_vllm ;;
     vllm-ascend) make_vllm_ascend ;;
+    deepspeed) make_deepspeed ;;
     openmind) make_openmind ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac
@@ -124,10 +137,7 @@ case $suite in
         # The golden tests, too: vllm-ascend pins a transformers that is older than the floor's.
         run_tests .venvs/vllm-ascend "-n 2 --dist worksteal tests/vllm_ascend tests/model/test_golden.py" "$@"
         ;;
-    deepspeed)
-        DS_BUILD_OPS=0 make_environment .venvs/deepspeed deepspeed --editable '.[dev]' deepspeed==0.19.8
-        run_tests .venvs/deepspeed tests/deepspeed "$@"
-        ;;
+    deepspeed) run_tests .venvs/deepspeed tests/deepspeed "$@" ;;
     openmind)
         rm -rf build # else setuptools installs what lies there, too
         .venvs/openmind/bin/python -m pip install --quiet --no-deps --force-reinstall . || die "cannot install the package"
