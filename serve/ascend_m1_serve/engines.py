@@ -18,7 +18,7 @@ from ascend_m1.inference import InferenceModel
 
 from .engine.core import Core, EngineOptions, make_core
 from .engine.service import BuiltInEngine
-from .engine.size import check_size
+from .engine.size import check_size, limit_product_caches
 from .front import Defaults
 from .protocol import Engine
 
@@ -163,6 +163,7 @@ def built_in(wanted: Wanted) -> BuiltIn:
     dtype, _ = choose_dtype(wanted.dtype, device, checkpoint.config.dtype)
     options = _options(wanted, checkpoint)
     check_size(checkpoint.config, options, dtype, device)
+    limit_product_caches(options.max_sequences)
     load: Any = load_quantised if is_quantised(checkpoint) else load_model
     source = load(checkpoint, device, wanted.dtype)
     model = InferenceModel(source, options.max_length)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from ascend_m1.configuration_baichuan_m1 import BaichuanM1Config
@@ -13,6 +15,8 @@ from ascend_m1.paged import FILLERS, PagedCache
 from .core import EngineOptions
 from .store import PrefixStore
 
+# Of oneDNN and of torch above it, each holds what the other lets go. Read when the first product is computed.
+_PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 MOST_SEQUENCES = FILLERS  # at the same time: those that fill a step up need rows of their own
 
 
@@ -30,6 +34,16 @@ def check_size(config: BaichuanM1Config, options: EngineOptions, dtype: torch.dt
             f"the cache of max_sequences={sequences}, max_length={length} takes {need / 1e9:.1f} GB and {device} has "
             f"{have / 1e9:.1f}: lower --max-sequences or --max-length (maxBatchSize, maxSeqLen in config.json)"
         )
+
+
+def limit_product_caches(sequences: int) -> None:
+    """Let a CPU keep the products it has compiled for a decode step of any size and for some prompts.
+
+    One is compiled for every number of rows and takes about half a MiB. Without a limit 1,024 are kept: memory
+    grows for the first thousands of requests.
+    """
+    for name in _PRODUCT_CACHES:
+        os.environ.setdefault(name, str(min(1024, 64 + 8 * sequences)))
 
 
 def cache_bytes(config: BaichuanM1Config, options: EngineOptions, dtype: torch.dtype) -> int:
