@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from ascend_m1.adapters import merge_adapter, read_adapter
 from ascend_m1.cli import main
-from ascend_m1.cli.loading import open_checkpoint
+from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1_serve import logs
 from ascend_m1_serve.text import token_text

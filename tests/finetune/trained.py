@@ -26,7 +26,7 @@ CHANGES = (
 # the other matrices; the third leaves out one of the two that are multiplied as one.
 TARGETS = {"all": "all", "roles": "q_proj,v_proj,mlp", "few": "k_proj,up_proj"}
 PROMPTS = [[73, 500, 501, 502, 74], list(range(100, 190)), [900]]  # shorter and longer than the window of 32
-COUNT = 8  # tokens of an answer
+COUNT = 16  # tokens of an answer
 
 
 def train(folder: Path, *changes: str) -> Path:
