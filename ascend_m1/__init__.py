@@ -4,8 +4,12 @@ Importing this package registers the model with transformers' Auto classes. Wher
 MindSpore, there is nothing to register, and only what needs no torch can be imported.
 """
 
+import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+if find_spec("torch") is None:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there are then no models
 
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .tokenization_baichuan_m1 import BaichuanM1Tokenizer

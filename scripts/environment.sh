@@ -4,6 +4,7 @@
 # What to install as torch, in pip's words; pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf) count too.
 # Where pip knows both builds of this version, it takes 2.13.0+cpu.
 readonly DEFAULT_TORCH=torch==2.13.0
+# The word none leaves it out.
 TORCH_SPEC=${TORCH_SPEC:-$DEFAULT_TORCH}
 
 say() { printf '%s\n' "$*" >&2; }
@@ -58,7 +59,8 @@ make_environment() {
         rm -rf "$folder"
         "$python" -m venv "$folder" || die "cannot make $folder: see the message above"
     fi
-    if ! "$folder/bin/python" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
+    if [[ $TORCH_SPEC != none ]] &&
+        ! "$folder/bin/python" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
         explain_torch
         local torch_words
         read -ra torch_words <<<"$TORCH_SPEC"

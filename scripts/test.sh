@@ -11,6 +11,7 @@
 #         vllm     the plugin in vLLM on the CPU, and the service with its engine, in .venvs/vllm
 #         vllm-ascend  the plugin in vllm-ascend on the host stand-in for CANN, in .venvs/vllm-ascend
 #         deepspeed  the real DeepSpeed's ZeRO-3 over two processes on the CPU, in .venvs/deepspeed
+#         mindspore  the model on MindSpore, without torch, in .venvs/mindspore
 #         openmind  the real openMind 1.0.0 trains and exports the model, in .venv and .venvs/openmind (Python 3.10)
 #     ./scripts/test.sh make NAME                   its environment alone; the main suite's name is main
 #
@@ -20,7 +21,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
 source scripts/environment.sh
 
-readonly SUITES="lint, floor, browser, npu, lowering, vllm, vllm-ascend, deepspeed, openmind"
+readonly SUITES="lint, floor, browser, npu, lowering, vllm, vllm-ascend, deepspeed, mindspore, openmind"
 
 only_make=false
 if [[ ${1:-} == make ]]; then
@@ -34,7 +35,7 @@ if [[ $# -gt 0 && $1 != -* && $1 != */* && $1 != *.py* && ! -e $1 ]]; then
     shift
 fi
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-    sed -n '2,17s/^# \{0,1\}//p' scripts/test.sh
+    sed -n '2,18s/^# \{0,1\}//p' scripts/test.sh
     exit
 fi
 
@@ -85,6 +86,11 @@ make_deepspeed() {
     DS_BUILD_OPS=0 make_environment "$folder" deepspeed deepspeed==0.19.8
 }
 
+make_mindspore() {
+    TORCH_SPEC=none make_environment .venvs/mindspore mindspore --requirement requirements/mindspore.txt
+    TORCH_SPEC=none make_environment .venvs/mindspore alone --no-deps --editable .
+}
+
 make_openmind() {
     local python310
     python310=$(find_python310)
@@ -103,6 +109,7 @@ case $suite in
     vllm) make_vllm ;;
     vllm-ascend) make_vllm_ascend ;;
     deepspeed) make_deepspeed ;;
+    mindspore) make_mindspore ;;
     openmind) make_openmind ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
 esac
@@ -138,6 +145,8 @@ case $suite in
         run_tests .venvs/vllm-ascend "-n 2 --dist worksteal tests/vllm_ascend tests/model/test_golden.py" "$@"
         ;;
     deepspeed) run_tests .venvs/deepspeed tests/deepspeed "$@" ;;
+    # tests/conftest.py is for torch.
+    mindspore) run_tests .venvs/mindspore "--confcutdir tests/mindspore -n 2 --dist loadgroup tests/mindspore" "$@" ;;
     openmind)
         rm -rf build # else setuptools installs what lies there, too
         .venvs/openmind/bin/python -m pip install --quiet --no-deps --force-reinstall . || die "cannot install the package"

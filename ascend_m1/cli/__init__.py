@@ -15,11 +15,11 @@ from importlib.metadata import entry_points
 from typing import NoReturn
 
 from ..errors import AscendM1Error, InputError
-from . import chat, env, generate, plan, quantize, verify_npu
+from . import chat, env, generate, mindir, plan, quantize, verify_npu
 
 __all__ = ["main", "out_of_memory"]
 
-COMMANDS = (generate, chat, plan, quantize, env, verify_npu)
+COMMANDS = (generate, chat, plan, quantize, mindir, env, verify_npu)
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from ..checkpoint_files import read_json
 from ..configuration_baichuan_m1 import BaichuanM1Config
 from ..errors import AscendM1Error, CheckpointError, ConfigError, TokenizerError
-from ..sampling import SamplingOptions
+from ..sampling import SamplingOptions, honoured
 from ..tokenization_baichuan_m1 import BaichuanM1Tokenizer, check_vocabulary
 
 
@@ -65,6 +65,13 @@ def open_checkpoint(directory: str) -> Checkpoint:
     tokenizer = _read_tokenizer(path)
     check_vocabulary(tokenizer, config)
     return Checkpoint(path, config, tokenizer)
+
+
+def generation_defaults(checkpoint: Checkpoint) -> GenerationConfig:
+    """What counts of its generation_config.json, or of config.json where there is none, as in transformers."""
+    if (checkpoint.path / GENERATION_CONFIG_NAME).is_file():
+        return honoured(GenerationConfig.from_pretrained(checkpoint.path, local_files_only=True))
+    return honoured(GenerationConfig.from_model_config(checkpoint.config))
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .options import (
@@ -20,6 +20,10 @@ from .options import (
     write,
 )
 
+if TYPE_CHECKING:
+    from ..sampling import SamplingOptions
+    from .checkpoint import Checkpoint
+
 
 def add_parser(commands: Any) -> None:
     """Declare the sub-command."""
@@ -32,6 +36,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--file", metavar="F", help="read the prompt from this UTF-8 file, all of it")
     parser.add_argument("--system", metavar="TEXT", help="system message of the chat format")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat format")
+    parser.add_argument(
+        "--backend", choices=("torch", "mindspore"), default="torch", help="what runs the model (default: torch)"
+    )
     add_model_options(parser)
     add_adapter_option(parser)
     add_sampling_options(parser, beams=True)
@@ -46,10 +53,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.raw and arguments.system is not None:
         raise InputError("--system belongs to the chat format and --raw leaves it out: give one of them")
     options = sampling_options(arguments)
+    if arguments.backend == "mindspore":
+        from .mindspore import generate
 
+        generate(arguments, prompt, options)
+    else:
+        _with_torch(arguments, prompt, options)
+    write("\n")
+    return 0
+
+
+def _with_torch(arguments: argparse.Namespace, prompt: str, options: SamplingOptions) -> None:
     from ..device import choose_device, choose_dtype
     from ..generation import generate_text
-    from ..prompts import chat_ids, chat_text, plain_ids, room_for
     from .checkpoint import open_checkpoint
     from .loading import load_model
 
@@ -58,20 +74,28 @@ def run(arguments: argparse.Namespace) -> int:
         directory, adapter = model_and_adapter(arguments)
         checkpoint = open_checkpoint(directory)
         choose_dtype(arguments.dtype, device, checkpoint.config.dtype)
-        if arguments.raw:
-            ids = plain_ids(checkpoint.tokenizer, prompt)
-        else:
-            system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
-            text = chat_text(checkpoint.tokenizer, [*system, {"role": "user", "content": prompt}])
-            ids = chat_ids(checkpoint.tokenizer, text)
-        room = room_for(checkpoint.config, len(ids))
-        if options.max_new_tokens is not None and options.max_new_tokens > room:
-            context = checkpoint.config.max_position_embeddings
-            note(f"at most {room} new tokens: the prompt takes {len(ids)} of the context's {context}")
+        ids = prompt_ids(arguments, prompt, checkpoint, options)
         model = load_model(checkpoint, device, arguments.dtype, adapter)
         generate_text(model, checkpoint.tokenizer, ids, options, write)
-    write("\n")
-    return 0
+
+
+def prompt_ids(
+    arguments: argparse.Namespace, prompt: str, checkpoint: Checkpoint, options: SamplingOptions
+) -> list[int]:
+    """The prompt as tokens; tells if the context leaves less room than is asked for. Raises InputError: it has none."""
+    from ..prompts import chat_ids, chat_text, plain_ids, room_for
+
+    if arguments.raw:
+        ids = plain_ids(checkpoint.tokenizer, prompt)
+    else:
+        system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+        text = chat_text(checkpoint.tokenizer, [*system, {"role": "user", "content": prompt}])
+        ids = chat_ids(checkpoint.tokenizer, text)
+    room = room_for(checkpoint.config, len(ids))
+    if options.max_new_tokens is not None and options.max_new_tokens > room:
+        context = checkpoint.config.max_position_embeddings
+        note(f"at most {room} new tokens: the prompt takes {len(ids)} of the context's {context}")
+    return ids
 
 
 def read_prompt(argument: str | None, file: str | None) -> str:

@@ -1,0 +1,125 @@
+"""Both graphs as MindIR files with what belongs to them in one folder, and back, without the model's code.
+
+    mindir.json            what the graphs take, see ``_FIELDS``
+    prefill.mindir         (ids, start, n, *state) -> (logits, *state), with its weights
+    decode.mindir          (ids, pos, *state) -> (logits, *state), with its weights
+    config.json            the checkpoint's, with the context and the dtype that were exported
+    generation_config.json, tokenizer…    copies from the checkpoint
+
+MindSpore writes more than 1 GB as NAME_graph.mindir and a folder NAME_variables.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mindspore
+import numpy as np
+from mindspore import Tensor, int32, nn
+
+from ..checkpoint_files import read_json
+from ..errors import CheckpointError, DeviceError, InputError
+from .device import DTYPES, Device
+from .runner import Graphs
+
+if TYPE_CHECKING:
+    from .model import Core
+
+MANIFEST = "mindir.json"
+_FIELDS = {"prefill": str, "decode": str, "chunk": int, "capacity": int, "dtype": str, "fused": bool, "state": list}
+_BESIDE = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*")
+
+
+def export(core: Core, source: Path, target: Path, chunk: int) -> None:
+    """Write a folder for ``load``; it appears under its name when it is complete.
+
+    Args:
+        core: the model.
+        source: the checkpoint directory, for configuration and tokenizer.
+        target: a new folder.
+        chunk: tokens that prefill takes at once.
+
+    Raises:
+        InputError: the target exists.
+    """
+    from .model import Decode, Prefill
+
+    if target.exists():
+        raise InputError(f"{target} exists: give a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside.mkdir()
+    try:
+        shapes = core.state_shapes()
+        state = [Tensor(np.zeros(shape, np.float32), core.dtype) for shape in shapes]
+        one, ids = Tensor([1], int32), Tensor(np.zeros((1, chunk)), int32)
+        manifest = {
+            "prefill": _write(Prefill(core), (ids, one, one, *state), beside / "prefill"),
+            "decode": _write(Decode(core), (Tensor([[0]], int32), one, *state), beside / "decode"),
+            "chunk": chunk,
+            "capacity": core.capacity,
+            "dtype": next(name for name, dtype in DTYPES.items() if dtype == core.dtype),
+            "fused": core.fused,
+            "state": shapes,
+            "mindspore": mindspore.__version__,
+        }
+        for pattern in _BESIDE:
+            for path in source.glob(pattern):
+                shutil.copyfile(path, beside / path.name)
+        config = read_json(source / "config.json")
+        config |= {"max_position_embeddings": core.capacity, "dtype": manifest["dtype"]}
+        config.pop("torch_dtype", None)  # its older name
+        _write_json(config, beside / "config.json")
+        _write_json(manifest, beside / MANIFEST)
+        beside.rename(target)
+    except BaseException:
+        shutil.rmtree(beside)
+        raise
+
+
+def _write(cell: nn.Cell, inputs: tuple[Tensor, ...], path: Path) -> str:
+    """Name of the file to load."""
+    mindspore.export(cell, *inputs, file_name=str(path), file_format="MINDIR")
+    split = path.with_name(f"{path.name}_graph.mindir")
+    return split.name if split.exists() else f"{path.name}.mindir"
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, device: Device) -> Graphs:
+    """The graphs of a folder that ``export`` wrote.
+
+    Raises:
+        ConfigError, CheckpointError: the manifest or a graph is missing or damaged.
+        DeviceError: they were exported for another device.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path)
+    for name, kind in _FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            raise CheckpointError(f"{path}: field {name}={manifest.get(name)!r}: export the model again")
+    if manifest["fused"] and not device.fused:
+        raise DeviceError(f"{path}: exported on an Ascend NPU, with its operators: export it on this machine")
+    if manifest["dtype"] != device.dtype:
+        raise DeviceError(f"{path}: exported in {manifest['dtype']}, asked for {device.dtype}: export it again")
+    return Graphs(
+        _read(folder / manifest["prefill"]),
+        _read(folder / manifest["decode"]),
+        (manifest["chunk"],),
+        manifest["capacity"],
+        tuple(tuple(shape) for shape in manifest["state"]),
+        manifest["dtype"],
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return nn.GraphCell(mindspore.load(str(path)))
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded ({str(error).splitlines()[0]}): export it again") from None
