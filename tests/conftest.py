@@ -20,6 +20,7 @@ NEEDS = {
     "deepspeed": "deepspeed",
     "npu": "torch_npu",
     "lowering": "ascendnpuir",
+    "mindspore": "mindspore",
     "vllm": "vllm",
     "vllm_ascend": "vllm_ascend",
 }

@@ -39,6 +39,7 @@ CONFINED = {
     "vllm": r"serve/ascend_m1_vllm/.*|serve/ascend_m1_serve/vllm_\w+\.py",
     "ascend_m1_vllm": r"serve/ascend_m1_vllm/.*|serve/ascend_m1_serve/vllm_\w+\.py",
     "fastapi": r"serve/ascend_m1_serve/api/.*",
+    "mindspore": r"ascend_m1/mindspore/.*",
     "peft": r"finetune/.*",
     "openmind": r"finetune/ascend_m1_openmind/.*",
 }
@@ -106,6 +107,29 @@ def test_no_import_circles() -> None:
 
     for module in modules:
         visit(module, ())
+
+
+def test_mindspores_path_knows_no_torch() -> None:
+    """Everything that its modules import of ours, at module level, and its modules anywhere.
+
+    ``ascend_m1/__init__.py`` leaves torch's half out where torch is missing: see tests/cli/test_without_torch.py.
+    """
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in package_files("ascend_m1")}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    waiting = [name for name in modules if name.startswith("ascend_m1.mindspore")]
+    waiting += ["ascend_m1.cli.mindspore", "ascend_m1.cli.mindir", "ascend_m1.cli.checkpoint"]
+    reached: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in reached or name == "ascend_m1":
+            continue
+        reached.add(name)
+        waiting += _own_imports(name, modules)
+        for imported, at_module_level in imports(modules[name]):
+            inside = name.startswith("ascend_m1.mindspore")
+            foreign = imported.split(".")[0] in {"torch", "torch_npu", "ascend_m1_ops"}
+            assert not (foreign and (at_module_level or inside)), f"{name}: imports {imported}"
+    assert {"ascend_m1.mindspore.runner", "ascend_m1.numpy_sampling", "ascend_m1.text_stream"} - reached == set()
 
 
 def _own_imports(module: str, modules: dict[str, Path]) -> set[str]:

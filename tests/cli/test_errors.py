@@ -229,6 +229,12 @@ def test_npu_that_is_not_there(cli: Cli, checkpoint: Path, monkeypatch: pytest.M
     assert_one_line(cli("generate", "--model", checkpoint, "--device", "npu", "x"), r"device npu.*\[npu\]")
 
 
+def test_mindspore_that_is_not_there(cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ascend_m1.cli.options.find_spec", lambda name: None)
+    ran = cli("generate", "--model", checkpoint, "--backend", "mindspore", "x")
+    assert_one_line(ran, r"mindspore not installed: pip install .ascend-m1\[mindspore\]")
+
+
 def test_npu_without_its_libraries(cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ImportError("libhccl.so: cannot open shared object file")

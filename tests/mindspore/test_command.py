@@ -1,0 +1,117 @@
+"""``ascend-m1 generate --backend mindspore``: the embedded checkpoint's answers, refusals; and no torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import mindspore
+import numpy as np
+import pytest
+
+from ascend_m1.cli.checkpoint import read_config
+from ascend_m1.cli.options import EMBEDDED
+from ascend_m1.errors import CheckpointError
+from ascend_m1.mindspore.device import choose
+from ascend_m1.mindspore.runner import capacity_for, chunk_lengths
+from ascend_m1.mindspore.weights import Weights
+
+from .conftest import Cli
+
+pytestmark = pytest.mark.xdist_group("command")
+GENERATE = ("generate", "--backend", "mindspore")
+J45 = "What does ICD-10-CM code J45 mean?"
+
+
+def test_there_is_no_torch_here() -> None:
+    assert find_spec("torch") is None
+
+
+# From the checkpoint's card and the code book; tests/model/test_m1_icd10.py asks torch's path the same.
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ((J45,), "Asthma"),
+        (("Which ICD-10-CM code means Asthma?",), "J45"),
+        (("--system", "You are a helpful assistant.", "Which ICD-10-CM code means Cholera?"), "A00"),
+        (
+            ("--raw", f"<C_Q>{J45}<C_A>Asthma</s><C_Q>Which chapter is it in?<C_A>"),
+            "Diseases of the respiratory system",
+        ),
+    ],
+)
+def test_answers(cli: Cli, arguments: tuple[str, ...], answer: str) -> None:
+    assert cli(*GENERATE, "--dtype", "float32", *arguments) == (0, f"{answer}\n", "")
+
+
+def test_a_process_of_its_own_says_one_line_beside_the_answer() -> None:
+    command = [sys.executable, "-m", "ascend_m1", *GENERATE, J45]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "Asthma\n")
+    assert ran.stderr == (
+        "ascend-m1: computing in float32: MindSpore has no CPU kernels for the checkpoint's bfloat16\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--adapter", "somewhere"), "--adapter: --backend mindspore takes none"),
+        (("--num-beams", 2), "--num-beams 2: --backend mindspore has no beam search"),
+        (("--device", "cuda"), "device 'cuda': --backend mindspore runs on auto, cpu or npu"),
+        (("--device", "npu"), "device npu: MindSpore sees none"),
+        (("--dtype", "bfloat16"), "dtype bfloat16: MindSpore multiplies matrices in float32 on a CPU"),
+        (("--dtype", "int8"), "dtype 'int8' is not known"),
+        (("--model", "nowhere"), "model nowhere does not exist"),
+        (("--top-p", 2), "top_p=2.0"),
+        (("--raw", "x" * 5000), "shorten it"),
+    ],
+)
+def test_refusals(cli: Cli, arguments: tuple[object, ...], said: str) -> None:
+    prompt = () if "--raw" in arguments else (J45,)
+    ran = cli(*GENERATE, *arguments, *prompt)
+    assert (ran.status, ran.out) == (2, "")
+    assert said in ran.err.splitlines()[-1]
+
+
+def test_a_quantised_checkpoint_is_refused(cli: Cli, tmp_path: Path) -> None:
+    folder = shutil.copytree(EMBEDDED, tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "x"}}))
+    ran = cli(*GENERATE, "--model", folder, J45)
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "is quantised: --backend mindspore takes the plain checkpoint" in ran.err
+
+
+def test_weights_are_read_exactly() -> None:
+    """bfloat16 to float32: the bits are the upper half."""
+    weights = Weights(EMBEDDED, read_config(str(EMBEDDED)))
+    name = "model.layers.0.self_attn.conv_k"
+    data = (EMBEDDED / "model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    begin, end = (8 + int.from_bytes(data[:8], "little") + at for at in header[name]["data_offsets"])
+    stored = np.frombuffer(data[begin:end], np.uint16).astype(np.uint32) << 16
+    assert np.array_equal(weights.read(name).ravel(), stored.view(np.float32))
+
+
+def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
+    folder = shutil.copytree(EMBEDDED, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 512}))
+    with pytest.raises(CheckpointError, match=r"gate_proj\.weight has shape \[768, 256\], config.json asks for \[512"):
+        Weights(folder, read_config(str(folder)))
+
+
+def test_capacities_and_chunks() -> None:
+    assert [capacity_for(1000, n) for n in (1, 256, 257, 512, 513, 1000)] == [256, 256, 512, 512, 1000, 1000]
+    assert capacity_for(64, 10) == 64
+    assert [chunk_lengths(n) for n in (1, 64, 200, 512, 1024)] == [(64,), (64,), (64, 256), (64, 256), (64, 256, 1024)]
+
+
+def test_auto_takes_the_cpu_here() -> None:
+    assert not mindspore.hal.is_available("Ascend")
+    assert choose("auto", "auto", "bfloat16").target == "CPU"

@@ -1,0 +1,164 @@
+"""Exported graphs run without the model's code, without torch, and give the same tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore
+import numpy as np
+import pytest
+from mindspore import Tensor, bfloat16, int32
+
+from ascend_m1.checkpoint_files import read_json
+from ascend_m1.cli import main
+from ascend_m1.configuration_baichuan_m1 import BaichuanM1Config
+from ascend_m1.errors import CheckpointError, DeviceError, InputError
+from ascend_m1.mindspore.device import choose
+from ascend_m1.mindspore.mindir import MANIFEST, export, load
+from ascend_m1.mindspore.model import Core, Decode, Prefill
+from ascend_m1.mindspore.weights import Weights
+
+from .conftest import Cli
+from .golden import ROOT, load_core, load_prompts
+
+pytestmark = pytest.mark.xdist_group("mindir")
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from transformers import GenerationConfig
+from ascend_m1.mindspore.device import choose
+from ascend_m1.mindspore.mindir import load
+from ascend_m1.mindspore.runner import generate_ids
+
+graphs = load(Path(sys.argv[1]), choose("cpu", "auto", "float32"))
+config = GenerationConfig(max_new_tokens=24, do_sample=False)
+print(json.dumps([list(generate_ids(graphs, ids, config)) for ids in json.loads(sys.argv[2])]))
+known = {"ascend_m1.mindspore.model", "ascend_m1.mindspore.layers", "ascend_m1.mindspore.weights", "torch"}
+assert not known & set(sys.modules), known & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hybrid case, in chunks of 16; not to be changed."""
+    target = tmp_path_factory.mktemp("mindir") / "hybrid"
+    export(load_core("hybrid"), ROOT / "hybrid", target, 16)
+    return target
+
+
+def test_round_trip(exported: Path) -> None:
+    prompts = load_prompts("hybrid")
+    asked = json.dumps([prompt.ids for prompt in prompts])
+    ran = subprocess.run([sys.executable, "-c", PROGRAM, exported, asked], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == [prompt.greedy for prompt in prompts]
+
+
+def test_the_folder_is_whole_and_nothing_is_left_beside_it(exported: Path) -> None:
+    assert {path.name for path in exported.iterdir()} == {MANIFEST, "config.json", "prefill.mindir", "decode.mindir"}
+    assert [path.name for path in exported.parent.iterdir()] == ["hybrid"]
+    assert read_json(exported / "config.json")["max_position_embeddings"] == 256
+
+
+def test_nothing_is_left_of_an_export_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device", "decode.mindir")
+
+    monkeypatch.setattr(mindspore, "export", full)
+    with pytest.raises(OSError, match="No space"):
+        export(load_core("hybrid"), ROOT / "hybrid", tmp_path / "target", 16)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exists"):
+        export(load_core("hybrid"), ROOT / "hybrid", tmp_path, 16)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "raised", "said"),
+    [
+        ("capacity", None, CheckpointError, "field capacity=None"),
+        ("dtype", "bfloat16", DeviceError, "exported in bfloat16, asked for float32"),
+        ("fused", True, DeviceError, "exported on an Ascend NPU"),
+        ("decode", "missing.mindir", CheckpointError, r"missing\.mindir: cannot be loaded"),
+        ("decode", "config.json", CheckpointError, r"config\.json: cannot be loaded"),
+    ],
+)
+def test_a_damaged_folder(
+    exported: Path, tmp_path: Path, field: str, value: object, raised: type[Exception], said: str
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    manifest = {**read_json(folder / MANIFEST), field: value}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(raised, match=said):
+        load(folder, choose("cpu", "auto", "float32"))
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint, by the command; not to be changed."""
+    target = tmp_path_factory.mktemp("embedded") / "exported"
+    assert main(["mindir", str(target), "--context", "150", "--dtype", "float32"]) == 0
+    return target
+
+
+def test_a_prompt_of_several_chunks_is_answered_as_without_export(cli: Cli, embedded: Path) -> None:
+    generate = ("generate", "--backend", "mindspore", "--dtype", "float32", "--max-new-tokens", 8)
+    prompt = "What does ICD-10-CM code J45 mean? " * 9
+    plain = cli(*generate, prompt)
+    assert plain.status == 0
+    assert cli(*generate, "--model", embedded, prompt) == plain
+
+
+def test_sampling(cli: Cli, embedded: Path) -> None:
+    common = ("generate", "--backend", "mindspore", "--model", embedded, "--raw", "The", "--max-new-tokens", 12)
+    hot = (*common, "--temperature", 3)
+    assert cli(*hot, "--seed", 3) == cli(*hot, "--seed", 3)
+    assert len({cli(*hot, "--seed", seed).out for seed in range(4)}) > 1
+    assert cli(*common) == cli(*common, "--temperature", 0) == cli(*hot, "--top-k", 1)
+    assert cli(*common).out != cli(*common, "--repetition-penalty", 0.2).out
+    assert cli(*common).status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("generate", "--backend", "mindspore", "--model", "EXPORTED", "x" * 1000), "(max_position_embeddings) 150"),
+        (("generate", "--backend", "torch", "--model", "EXPORTED", "x"), "no model.safetensors"),
+        (("mindir", "EXPORTED"), "exists: give a new folder"),
+        (("mindir", "new", "--context", 4096), "--context 4096: give 1 to 1024"),
+        (("mindir", "new", "--context", 0), "--context 0: give 1 to 1024"),
+        (("mindir", "new", "--model", "EXPORTED"), "no model.safetensors"),
+    ],
+)
+def test_refusals(cli: Cli, embedded: Path, tmp_path: Path, arguments: tuple[object, ...], said: str) -> None:
+    places = {"EXPORTED": embedded, "new": tmp_path / "new"}
+    ran = cli(*[places.get(argument, argument) for argument in arguments])
+    assert (ran.status, ran.out) == (2, "")
+    assert said in ran.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ascend_operators_pass_the_compilers_front_end(tmp_path: Path) -> None:
+    """Shapes and dtypes of the fused form are inferred; there are no kernels here to run it."""
+    folder = ROOT / "page-ratio"
+    config = BaichuanM1Config.from_dict(read_json(folder / "config.json"))
+    core = Core(config, Weights(folder, config), 128, bfloat16, fused=True)
+    state = [Tensor(np.zeros(shape, np.float32), bfloat16) for shape in core.state_shapes()]
+    one = Tensor([1], int32)
+    forms = {
+        "prefill": (Prefill(core), Tensor(np.zeros((1, 64)), int32), one, one),
+        "decode": (Decode(core), Tensor([[0]], int32), one),
+    }
+    for name, (cell, *inputs) in forms.items():
+        mindspore.export(cell, *inputs, *state, file_name=str(tmp_path / name), file_format="MINDIR")
+        primitives = set(re.findall(rb"REF::(\w+)", (tmp_path / f"{name}.mindir").read_bytes()))
+        assert {b"FusedInferAttentionScore", b"RmsNorm", b"Swiglu"} <= primitives
+        assert not {b"BatchMatMul", b"SoftmaxExt", b"SiLU", b"Rsqrt"} & primitives
