@@ -28,7 +28,8 @@ from .golden import ROOT, load_core, load_prompts
 
 pytestmark = pytest.mark.xdist_group("mindir")
 
-PROGRAM = """
+# With the runner, and with MindSpore alone; each prints the continuations.
+RUNNER = """
 import json, sys
 from pathlib import Path
 from transformers import GenerationConfig
@@ -42,6 +43,30 @@ print(json.dumps([list(generate_ids(graphs, ids, config)) for ids in json.loads(
 known = {"ascend_m1.mindspore.model", "ascend_m1.mindspore.layers", "ascend_m1.mindspore.weights", "torch"}
 assert not known & set(sys.modules), known & set(sys.modules)
 """
+ALONE = """
+import json, sys
+import mindspore
+import numpy as np
+from mindspore import Tensor, int32, nn
+
+folder, made = sys.argv[1], []
+manifest = json.load(open(folder + "/mindir.json"))
+prefill, decode = (nn.GraphCell(mindspore.load(f"{folder}/{manifest[name]}")) for name in ("prefill", "decode"))
+for ids in json.loads(sys.argv[2]):
+    state = [Tensor(np.zeros(shape, np.float32)) for shape in manifest["state"]]
+    for start in range(0, len(ids), manifest["chunk"]):
+        part = ids[start : start + manifest["chunk"]]
+        padded = part + [0] * (manifest["chunk"] - len(part))
+        logits, *state = prefill(Tensor([padded], int32), Tensor([start], int32), Tensor([len(part)], int32), *state)
+    new = [int(logits.asnumpy().argmax())]
+    while len(new) < 24:
+        position = Tensor([len(ids) + len(new) - 1], int32)
+        logits, *state = decode(Tensor([[new[-1]]], int32), position, *state)
+        new.append(int(logits.asnumpy().argmax()))
+    made.append(new)
+print(json.dumps(made))
+assert not {"ascend_m1", "torch"} & set(sys.modules)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +77,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_round_trip(exported: Path) -> None:
+@pytest.mark.parametrize("program", [RUNNER, ALONE], ids=["runner", "alone"])
+def test_round_trip(exported: Path, program: str) -> None:
     prompts = load_prompts("hybrid")
     asked = json.dumps([prompt.ids for prompt in prompts])
-    ran = subprocess.run([sys.executable, "-c", PROGRAM, exported, asked], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", program, exported, asked], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == [prompt.greedy for prompt in prompts]
 
