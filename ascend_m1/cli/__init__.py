@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _silence_stdout()
             return _fail(f"cannot write the output: {error.strerror}: free some space or write elsewhere")
         return _fail(f"{error.filename}: {error.strerror}: check the path and its permissions")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        return _fail("torch not installed: install it; `generate --backend mindspore` and `mindir` do without")
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

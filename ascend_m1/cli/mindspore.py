@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..prompts import room_for
 from ..sampling import SamplingOptions
 from .checkpoint import Checkpoint, generation_defaults, is_quantised, open_checkpoint
 from .options import EMBEDDED, note, quiet, require_extra, write
@@ -29,8 +30,7 @@ def generate(arguments: argparse.Namespace, prompt: str, options: SamplingOption
     with quiet():
         checkpoint, device = prepare(arguments)
         ids = prompt_ids(arguments, prompt, checkpoint, options)
-        room = checkpoint.config.max_position_embeddings - len(ids)
-        config = options.resolve(generation_defaults(checkpoint), room)
+        config = options.resolve(generation_defaults(checkpoint), room_for(checkpoint.config, len(ids)))
         if config.eos_token_id is None:
             config.eos_token_id = checkpoint.tokenizer.eos_token_id
         graphs = _graphs(checkpoint, device, len(ids) + config.max_new_tokens)

@@ -53,7 +53,9 @@ def choose(device: str, dtype: str, stored: object) -> Device:
         raise DeviceError(f"device {device!r}: --backend mindspore runs on auto, cpu or npu")
     if device == "npu" and not there:
         raise DeviceError("device npu: MindSpore sees none: install CANN and source its set_env.sh, or use cpu")
-    target = _TARGETS["npu" if there and device == "auto" else "cpu" if device == "auto" else device]
+    if device == "auto":
+        device = "npu" if there else "cpu"
+    target = _TARGETS[device]
     if dtype not in ("auto", *DTYPES):
         raise DeviceError(f"dtype {dtype!r} is not known: use auto, {', '.join(DTYPES)}")
     own = str(stored or "float32").removeprefix("torch.")

@@ -78,6 +78,13 @@ def test_refusals(cli: Cli, arguments: tuple[object, ...], said: str) -> None:
     assert said in ran.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", [("generate", J45), ("chat",), ("quantize", "m1-icd10", "new"), ("serve",)])
+def test_commands_that_need_torch_say_so(cli: Cli, command: tuple[str, ...]) -> None:
+    ran = cli(*command)
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "not installed" in ran.err
+
+
 def test_a_quantised_checkpoint_is_refused(cli: Cli, tmp_path: Path) -> None:
     folder = shutil.copytree(EMBEDDED, tmp_path / "quantised")
     config = json.loads((folder / "config.json").read_text())

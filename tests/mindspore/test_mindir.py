@@ -157,7 +157,6 @@ def test_sampling(cli: Cli, embedded: Path) -> None:
     ("arguments", "said"),
     [
         (("generate", "--backend", "mindspore", "--model", "EXPORTED", "x" * 1000), "(max_position_embeddings) 150"),
-        (("generate", "--backend", "torch", "--model", "EXPORTED", "x"), "no model.safetensors"),
         (("mindir", "EXPORTED"), "exists: give a new folder"),
         (("mindir", "new", "--context", 4096), "--context 4096: give 1 to 1024"),
         (("mindir", "new", "--context", 0), "--context 0: give 1 to 1024"),
