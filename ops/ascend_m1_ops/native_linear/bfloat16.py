@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import INPUT_BLOCK, ROW_BLOCK, library
+from .library import INPUT_BLOCK, ROW_BLOCK, in_large_pages, library
 
 _library = torch.library.Library("ascend_m1", "FRAGMENT")
 _library.define("bfloat16_linear(Tensor x, Tensor weight) -> Tensor")
@@ -16,7 +16,8 @@ def bfloat16_layout(weight: Tensor) -> Tensor:
     outputs, inputs = weight.shape
     if outputs % ROW_BLOCK or inputs % INPUT_BLOCK:
         raise ValueError(f"bfloat16_layout: out and in must be multiples of 16 and 8, not {outputs} and {inputs}")
-    return weight.view(outputs // ROW_BLOCK, ROW_BLOCK, inputs // 2, 2).transpose(1, 2).flatten(2).contiguous()
+    blocks = weight.view(outputs // ROW_BLOCK, ROW_BLOCK, inputs // 2, 2).transpose(1, 2)
+    return in_large_pages(blocks).flatten(2)
 
 
 def bfloat16_linear(x: Tensor, weight: Tensor) -> Tensor:

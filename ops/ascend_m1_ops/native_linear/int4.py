@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import ROW_BLOCK, library
+from .library import ROW_BLOCK, in_large_pages, library
 
 _library = torch.library.Library("ascend_m1", "FRAGMENT")
 _library.define("int4_linear(Tensor x, Tensor numbers, Tensor scales) -> Tensor")
@@ -18,7 +18,7 @@ def int4_layout(numbers: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     words = nibbles[..., 0, :].clone()
     for place in (1, 2, 3):
         words |= nibbles[..., place, :] << (4 * place)
-    return words.transpose(1, 2).flatten(2).contiguous(), scales.unflatten(0, (-1, ROW_BLOCK)).mT.contiguous()
+    return in_large_pages(words.transpose(1, 2)).flatten(2), scales.unflatten(0, (-1, ROW_BLOCK)).mT.contiguous()
 
 
 def int4_linear(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import mmap
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 SOURCE = Path(__file__).with_name("linear.cpp")
 FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
@@ -42,6 +44,17 @@ def library() -> ctypes.CDLL:
         function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers + [ctypes.c_int]
         function.restype = None
     return loaded
+
+
+def in_large_pages(view: Tensor) -> Tensor:
+    """A contiguous copy of a weight, in large pages where the system gives such: fewer ends for reading ahead to stop at."""
+    copy = torch.empty(view.shape, dtype=view.dtype)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        start = -(-copy.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = copy.data_ptr() + copy.nbytes - start
+        if length > 0:  # a hint: whether it was taken does not matter
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    return copy.copy_(view)
 
 
 def _build() -> Path:
