@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL:
 
 
 def in_large_pages(view: Tensor) -> Tensor:
-    """A contiguous copy of a weight, in large pages where the system gives such: fewer ends for reading ahead to stop at."""
+    """A contiguous copy of a weight, in large pages where there are such: fewer ends for reading ahead to stop at."""
     copy = torch.empty(view.shape, dtype=view.dtype)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         start = -(-copy.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
