@@ -45,15 +45,28 @@ class InferenceLayer(nn.Module):
         self.qkv, self.o, self.gate_up, self.down = parts.qkv, parts.o, parts.gate_up, parts.down
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, step: Step, rope: Table, cache: PagedLayer, chosen: Tensor | None
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        step: Step,
+        rope: Table,
+        cache: PagedLayer,
+        chosen: Tensor | None,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x, residual [T, hidden], adapters chosen -> the MLP's output and the residual to add to it."""
+        """x, residual [T, hidden], adapters chosen -> the MLP's output and the residual to add to it.
+
+        ``wanted``: the rows whose output is asked for; None: all.
+        """
         if residual is None:
             normed, residual = rms_norm(x, self.input_norm, self.eps), x
         else:
             normed, residual = add_rms_norm(x, residual, self.input_norm, self.eps)
-        attended = self.attend(self.qkv(normed, chosen), step, rope, cache)
-        x = self.o(attended.flatten(1), chosen)
+        attended = self.attend(self.qkv(normed, chosen), step, rope, cache).flatten(1)
+        if wanted is not None:
+            attended, residual = attended.index_select(0, wanted), residual.index_select(0, wanted)
+            chosen = None if chosen is None else chosen.index_select(0, wanted)
+        x = self.o(attended, chosen)
         normed, residual = add_rms_norm(x, residual, self.post_norm, self.eps)
         return self.down(swiglu_packed(self.gate_up(normed, chosen)), chosen), residual
 
@@ -119,10 +132,9 @@ class InferenceModel(nn.Module):
         residual: Tensor | None = None
         for spec, layer, layer_cache in zip(self.config.layer_specs, self.layers, cache.layers, strict=True):
             rope = (self.rope[f"cos_{spec.head_dim}"], self.rope[f"sin_{spec.head_dim}"])
-            x, residual = layer(x, residual, step, rope, layer_cache, chosen)
+            wanted = step.last if layer is self.layers[-1] else None  # of the others the next layer's keys are made
+            x, residual = layer(x, residual, step, rope, layer_cache, chosen, wanted)
         assert residual is not None
-        if step.last is not None:
-            x, residual = x.index_select(0, step.last), residual.index_select(0, step.last)
         x, _ = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
         return scaled_logits(self.head(x), self.head_scale)
 

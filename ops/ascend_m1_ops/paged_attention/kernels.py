@@ -14,20 +14,21 @@ def decode_each(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: list[int], scale: float
 ) -> Tensor:
     """One query a sequence, sequence by sequence: for a CPU, where launches are cheap and copies are not."""
-    rows = q.unflatten(1, (k_cache.shape[2], -1))  # the heads of a group as rows of one matrix: K and V are read once
+    # The heads of a group as rows of one matrix: K and V are read once.
+    rows = q.unflatten(1, (k_cache.shape[2], -1)).split(1)
     outputs, size = [], k_cache.shape[1]
-    for row, length in enumerate(lengths):
-        blocks = block_table[row, : -(-length // size)].long()
-        keys, values = (_in_order(cache, blocks)[:, :length].transpose(1, 2) for cache in (k_cache, v_cache))
-        outputs.append(scaled_dot_product_attention(rows[row : row + 1], keys, values, scale=scale))
+    for query, blocks, length in zip(rows, block_table.tolist(), lengths, strict=True):
+        used = blocks[: -(-length // size)]
+        keys, values = (_in_order(cache, used, length).transpose(1, 2) for cache in (k_cache, v_cache))
+        outputs.append(scaled_dot_product_attention(query, keys, values, scale=scale))
     return torch.cat(outputs).flatten(1, 2) if outputs else torch.zeros_like(q)
 
 
-def _in_order(cache: Tensor, blocks: Tensor) -> Tensor:
-    """[1, tokens, KV, D] of some blocks; of a single one without a copy."""
+def _in_order(cache: Tensor, blocks: list[int], length: int) -> Tensor:
+    """[1, length, KV, D] of the first tokens of some blocks; of a single one without a copy."""
     if len(blocks) == 1:
-        return cache[int(blocks)].unsqueeze(0)
-    return cache[blocks].flatten(0, 1).unsqueeze(0)
+        return cache.narrow(0, blocks[0], 1).narrow(1, 0, length)
+    return cache[blocks].flatten(0, 1)[None, :length]
 
 
 def decode(
