@@ -13,6 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .writing import writing
+
 # What is logged, and what it is called; a run that does not log it has no plot of it.
 PLOTS = {
     "loss": "loss",
@@ -31,6 +33,9 @@ def write_report(path: Path, title: str, recipe: dict[str, Any], history: Sequen
     Args:
         recipe: what was trained, shown as it is.
         history: the Trainer's log_history.
+
+    Raises:
+        CheckpointError: no space is left.
     """
     logged = [entry for entry in history if "loss" in entry]
     rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in summary(history).items())
@@ -42,7 +47,8 @@ def write_report(path: Path, title: str, recipe: dict[str, Any], history: Sequen
         f"<h2>Recipe</h2><pre>{given}</pre></html>\n"
     )
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
+    with writing(path, beside, "then run it again"):
+        beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ascend_m1.checkpoint_files import read_json
@@ -15,10 +17,22 @@ from ascend_m1.errors import InputError
 
 from .recipe import Recipe
 from .trainer import PART
+from .writing import writing
 
 _RECORD = "recipe.json"
 # What may change between a checkpoint and its resumption.
-_FREE = ("output_dir", "overwrite_output_dir", "cache_dir", "training", "adapter_models")
+_FREE = ("output_dir", "overwrite_output_dir", "cache_dir", "adapter_models")
+# Of the Trainer's arguments, those that do not change what is computed; another device may round otherwise.
+_FREE_TRAINING = (
+    *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
+    *("log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project"),
+    *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
+    *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model"),
+    *("enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"),
+    *("hub_always_push", "hub_revision", "resume_from_checkpoint", "use_cpu", "skip_memory_metrics"),
+    *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("ddp_backend", "ddp_timeout", "local_rank", "torch_empty_cache_steps"),
+)
 
 
 def starting_point(recipe: Recipe, main: bool) -> str | None:
@@ -50,8 +64,10 @@ def starting_point(recipe: Recipe, main: bool) -> str | None:
         )
     if main and last is None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{_RECORD}.new").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(folder / f"{_RECORD}.new", folder / _RECORD)
+        beside = folder / f"{_RECORD}.new"
+        with writing(folder, beside, "then run it again"):
+            beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, folder / _RECORD)
     return last
 
 
@@ -69,13 +85,24 @@ def _remove_results(folder: Path) -> None:
             path.unlink()
 
 
-def _check_same(folder: Path, record: dict[str, object]) -> None:
+def _check_same(folder: Path, record: dict[str, Any]) -> None:
     if not (folder / _RECORD).is_file():
         return
     begun = read_json(folder / _RECORD)
-    for key, value in record.items():
-        if key not in _FREE and key in begun and begun[key] != value:
+    fixed = {key: (begun[key], value) for key, value in record.items() if key in begun and key not in _FREE}
+    old, new = fixed.pop("training", ({}, {}))
+    unsaid = {field.name: _default(field) for field in dataclasses.fields(TrainingArguments)}
+    for key in sorted((old.keys() | new.keys()) - {*_FREE_TRAINING}):
+        fixed[key] = old.get(key, unsaid.get(key)), new.get(key, unsaid.get(key))
+    for key, (before, now) in fixed.items():
+        if before != now:
             raise InputError(
-                f"output_dir {folder}: was begun with {key}={begun[key]!r}, the recipe says {value!r}: give another "
+                f"output_dir {folder}: was begun with {key}={before!r}, the recipe says {now!r}: give another "
                 "output_dir, or set overwrite_output_dir: true"
             )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """As JSON has it."""
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return None if value is dataclasses.MISSING else value

@@ -59,9 +59,8 @@ def train(recipe: Recipe) -> M1Trainer:
     trainer.save_result()
     if arguments.should_save:
         title = f"{recipe.base.name}, {recipe.finetuning_type}, {recipe.dataset}"
-        write_report(
-            Path(recipe.output_dir, "report.html"), title, dataclasses.asdict(recipe), trainer.state.log_history
-        )
+        path = Path(recipe.output_dir, "report.html")
+        write_report(path, title, dataclasses.asdict(recipe), trainer.state.log_history)
     # A process that ends while another still talks to it may be aborted by its own threads.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

@@ -17,8 +17,10 @@ from transformers.trainer_utils import sort_checkpoints
 
 from .schedule import wsd_lambda_lr
 from .sharding import shard_on_cpus
+from .writing import usual_modes, writing
 
 PART = ".part"  # in the output folder, what is being written or removed
+AGAIN = "then run it again: it goes on from the last checkpoint"
 
 
 class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
@@ -62,8 +64,10 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         part = self._folder / PART / "result"
-        self.save_model(str(part))
+        with writing(self._folder, self._folder / PART, AGAIN):
+            self.save_model(str(part))
         if self.args.should_save:
+            usual_modes(part)
             for path in sorted(part.iterdir(), key=lambda path: path.name.endswith("config.json")):
                 os.replace(path, self._folder / path.name)
         self._end_writing()
@@ -74,12 +78,14 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._writing = True
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(self._folder, self._folder / PART, AGAIN):
+                super()._save_checkpoint(model, trial)
         finally:
             self._writing = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             name = f"checkpoint-{self.state.global_step}"
+            usual_modes(self._folder / PART / name)
             if (self._folder / name).exists():  # of a run that was taken up before it
                 os.replace(self._folder / name, self._folder / PART / "old")
             os.replace(self._folder / PART / name, self._folder / name)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,40 @@ def test_killed_at_random_points_and_resumed(place: Path) -> None:
     assert not Path("out/.part").exists()
 
 
+def train_on_a_full_disk(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    sys.exit(main(["train", "recipe.yaml"]))
+
+
+@pytest.mark.parametrize(
+    ("size", "save_strategy", "reason"), [(400, "steps", "only a part of a file"), (60, "no", "File too large")]
+)
+def test_a_disk_that_is_full(size: int, save_strategy: str, reason: str, place: Path) -> None:
+    """Files of some KiB at most: too few for the optimiser's, or for the adapter's. Nothing half-written stays."""
+    recipe = BASE | {"max_steps": 4, "save_strategy": save_strategy}
+    Path("recipe.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items()))
+    run = forks.start(place / "output", train_on_a_full_disk, size * 1024)
+    run.join()
+    printed = Path("output").read_text()
+    assert run.exitcode == 2, printed
+    assert "Traceback" not in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("ascend-m1: error: out: cannot be written (")
+    assert reason in last
+    assert last.endswith("): free some space, then run it again: it goes on from the last checkpoint")
+    assert [path.name for path in Path("out").iterdir()] == ["recipe.json"]
+    assert main(["train", "recipe.yaml"]) == 0
+
+
+def test_files_have_the_modes_that_the_umask_gives(place: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert train(max_steps=1, save_steps=1) == 0
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in Path("out").rglob("*") if path.is_file()} == {0o640}
+
+
 def test_a_folder_that_holds_something_else(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out").mkdir()
     Path("out/notes.txt").write_text("mine")
@@ -166,11 +203,50 @@ def test_a_folder_that_holds_something_else(place: Path, capsys: pytest.CaptureF
     assert train(overwrite_output_dir=True, max_steps=2, save_strategy="no", lora_rank=2) == 0
 
 
+@pytest.fixture
+def begun(place: Path) -> Path:
+    """Finished after four steps, with checkpoints of the second and the fourth."""
+    assert train(max_steps=4, save_steps=2) == 0
+    return place
+
+
 def test_another_recipe_does_not_go_on_from_the_checkpoints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(max_steps=4) == 0
     assert train(lora_rank=8) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ascend-m1: error: output_dir out: was begun with lora_rank=4, the recipe says 8: give")
+
+
+def test_what_changes_the_schedule_or_the_updates_is_another_recipe(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path("out/adapter_model.safetensors").read_bytes()
+    for key, value, message in (
+        ("learning_rate", 2e-2, "learning_rate=0.01, the recipe says 0.02"),
+        ("max_steps", 8, "max_steps=4, the recipe says 8"),
+        ("num_train_epochs", 2, "num_train_epochs=3.0, the recipe says 2.0"),
+        ("per_device_train_batch_size", 2, "per_device_train_batch_size=4, the recipe says 2"),
+        ("seed", 1, "seed=42, the recipe says 1"),
+        ("optim", "sgd", "optim='adamw_torch_fused', the recipe says 'sgd'"),
+        ("lr_scheduler_type", "cosine", "lr_scheduler_type='linear', the recipe says 'cosine'"),
+        ("warmup_ratio", 0.1, "warmup_steps=0, the recipe says 0.1"),
+        ("bf16", True, "bf16=False, the recipe says True"),
+    ):
+        assert train(**{"max_steps": 4, key: value}) == 2
+        assert f"output_dir out: was begun with {message}: give another" in capsys.readouterr().err.splitlines()[-1]
+    assert Path("out/adapter_model.safetensors").read_bytes() == before
+
+
+def test_what_does_not_change_the_updates_may_change(begun: Path) -> None:
+    """Nor does a default that is written out."""
+    whole = load_file("out/adapter_model.safetensors")
+    for name in ("checkpoint-4", "report.html", "adapter_model.safetensors"):
+        path = Path("out", name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    free = {"logging_steps": 1, "save_steps": 3, "save_total_limit": 1, "disable_tqdm": False, "use_cpu": True}
+    assert train(max_steps=4, **free, seed=42, report_to="none") == 0
+    resumed = load_file("out/adapter_model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize(
