@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .checkpoint_files import read_json
+from .checkpoint_files import read_adapter_config
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
 from .errors import CheckpointError, InputError
 from .inference import InferenceModel
@@ -56,9 +56,7 @@ def read_adapter(folder: Path, config: BaichuanM1Config) -> Adapter:
     Raises:
         CheckpointError: a file is missing or cannot be read, or the adapter is not a plain LoRA of this model.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"adapter {folder} is not a directory: give the folder that holds adapter_config.json")
-    options = _plain_options(folder / "adapter_config.json")
+    options = _plain_options(folder)
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: save the adapter with PEFT's save_pretrained")
@@ -85,9 +83,9 @@ def read_adapter(folder: Path, config: BaichuanM1Config) -> Adapter:
     return Adapter(max((len(a) for a, _ in pairs.values()), default=0), pairs)
 
 
-def _plain_options(path: Path) -> dict[str, Any]:
+def _plain_options(folder: Path) -> dict[str, Any]:
     """Of adapter_config.json, which must ask for nothing but A and B."""
-    options = read_json(path)
+    options, path = read_adapter_config(folder), folder / "adapter_config.json"
     kind = options.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{path}: peft_type={kind!r}: only LORA is served: merge other adapters into the model")

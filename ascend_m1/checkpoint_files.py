@@ -29,6 +29,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter of PEFT's. Raises CheckpointError if the folder has none, ConfigError."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        what = "holds no" if folder.is_dir() else "is not a directory: give the folder that holds"
+        hint = ": give an adapter's folder, as `ascend-m1 train` or PEFT writes it" if folder.is_dir() else ""
+        raise CheckpointError(f"adapter {folder} {what} adapter_config.json{hint}")
+    return read_json(path)
+
+
 def require_tensor(folder: Path, name: str, shape: tuple[int, ...], found: tuple[tuple[int, ...], Path] | None) -> None:
     """Raises CheckpointError unless a tensor was found, and of this shape; ``found`` is from ``stored_shapes``."""
     if found is None:

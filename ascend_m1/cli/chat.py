@@ -30,7 +30,10 @@ HELP = "/reset begins anew, /exit (or end of input) leaves, Ctrl-C stops the ans
 def add_parser(commands: Any) -> None:
     """Declare the sub-command."""
     parser = commands.add_parser(
-        "chat", help="hold a conversation", description=f"Hold a conversation, one message a line. {HELP}."
+        "chat",
+        help="hold a conversation",
+        description=f"Hold a conversation, one message a line. {HELP}. A line from a pipe that cannot be answered, an "
+        "unknown /word included, is reported, the rest is answered, and the exit status is 2.",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message")
     add_model_options(parser)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..sampling import SamplingOptions
@@ -48,12 +48,10 @@ def model_and_adapter(arguments: argparse.Namespace) -> tuple[str, Path | None]:
     """The checkpoint's directory and the adapter's. Raises CheckpointError for an adapter without a description."""
     if arguments.adapter is None:
         return arguments.model or str(EMBEDDED), None
-    from ..checkpoint_files import read_json
+    from ..checkpoint_files import read_adapter_config
 
     adapter = Path(arguments.adapter)
-    if not adapter.is_dir():
-        raise CheckpointError(f"adapter {adapter} is not a directory: give the folder that holds adapter_config.json")
-    named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    named = read_adapter_config(adapter).get("base_model_name_or_path")
     return arguments.model or str(named or EMBEDDED), adapter
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,28 @@ from ascend_m1.weights import check_checkpoint
 
 from .lora import FILTERS
 from .qlora import quantised_base, restore
+from .writing import usual_modes, writing
 
 SHARD = "5GB"
 # Relative error of the merged model's logits. Rounding the merged weights costs about as much as computing in their
 # dtype: 1 % with bfloat16 and a few layers. An adapter that is missing or wrong is off by what it does to the logits.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
+# What a checkpoint is beside its weights and config.json. The base's card and its measurements are of another model.
+_TAKEN = (
+    *("token*", "*tokens*.json", "vocab*", "merges.txt", "chat_template*", "generation_config.json", "*.py"),
+    *("LICENSE*", "NOTICE*"),
+)
 _REMOTE = "ascend_m1_remote"
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What the check found, as relative distances of logits: base to adapter, and adapter to merged model."""
+    """What the check found, as relative distances of logits: base to adapter, adapter to merged model, and the
+    most that the latter may be."""
 
     effect: float
     error: float
+    tolerance: float
 
 
 def export(base: Path, adapter: Path, target: Path, tell: Callable[[str], None]) -> Merged:
@@ -51,12 +59,16 @@ def export(base: Path, adapter: Path, target: Path, tell: Callable[[str], None])
         tell: called with each step's name.
 
     Raises:
-        InputError: the target is not empty.
+        InputError: the target is not empty, or there may be none.
         CheckpointError, ConfigError: base or adapter cannot be used, do not fit each other, or the merged model's
             logits differ.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: is not empty: give a new folder")
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        what = "may not be written to" if above.is_dir() else "is a file"
+        raise InputError(f"{target}: cannot be made, for {above} {what}: give a folder elsewhere")
     tell(f"reading {base}")
     model = _read_base(base)
     probe = _probe(model)
@@ -65,8 +77,8 @@ def export(base: Path, adapter: Path, target: Path, tell: Callable[[str], None])
     adapted = _read_adapter(model, adapter)
     wanted = _logits(adapted, probe)
     merged: BaichuanM1ForCausalLM = adapted.merge_and_unload(safe_merge=True)
-    found = Merged(_distance(plain, wanted), _distance(_logits(merged, probe), wanted))
     tolerance = TOLERANCE[merged.dtype]
+    found = Merged(_distance(plain, wanted), _distance(_logits(merged, probe), wanted), tolerance)
     if not (found.error <= tolerance and (found.effect <= tolerance or found.error <= found.effect / 2)):
         raise CheckpointError(
             f"adapter {adapter}: merged, the logits differ by {found.error:.1%} (the adapter changes them by "
@@ -97,11 +109,13 @@ def _read_adapter(model: BaichuanM1ForCausalLM, adapter: Path) -> PeftModel:
         adapted: PeftModel = PeftModel.from_pretrained(model, str(adapter), local_files_only=True).eval()
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: save the adapter with PEFT's save_pretrained") from None
-    except (RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise CheckpointError(
             f"adapter {adapter} does not fit its base ({reason}): give the base it was trained on"
-        ) from (error)
+        ) from error
     wanted = set(get_peft_model_state_dict(adapted))
     filters = {name for name in adapted.state_dict() if name.endswith(FILTERS)}
     for name in sorted(wanted - stored):
@@ -133,20 +147,20 @@ def _write(merged: BaichuanM1ForCausalLM, base: Path, target: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)  # of a killed run
     beside.mkdir(parents=True)
     try:
-        merged.save_pretrained(beside, max_shard_size=SHARD)
-        _copy_others(base, beside)
-        check_checkpoint(beside, BaichuanM1ForCausalLM, {})
+        with writing(target, beside, "or write elsewhere"):
+            merged.save_pretrained(beside, max_shard_size=SHARD)
+            usual_modes(beside)
+            _copy_others(base, beside)
+            check_checkpoint(beside, BaichuanM1ForCausalLM, {})
         os.replace(beside, target)
-    except SafetensorError as error:
-        raise CheckpointError(f"{target}: cannot be written ({error}): free some space or write elsewhere") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 def _copy_others(base: Path, folder: Path) -> None:
-    """Everything but the weights is the base's: its tokenizer, templates, code and config.json."""
+    """The base's tokenizer, templates, code, licence and config.json."""
     for path in base.iterdir():
-        if path.is_file() and not path.name.endswith(_WEIGHTS):
+        if path.is_file() and any(fnmatch(path.name, taken) for taken in _TAKEN):
             shutil.copyfile(path, folder / path.name)
     config = read_json(base / "config.json")
     config.pop("quantization_config", None)

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ascend_m1.checkpoint_files import read_json
+from ascend_m1.checkpoint_files import read_adapter_config
 from ascend_m1.cli.options import EMBEDDED, note, quiet, require_extra
-from ascend_m1.errors import CheckpointError, InputError
+from ascend_m1.errors import InputError
 
 _EMBEDDED_NAME = "m1-icd10"
 
@@ -37,9 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .export import export
 
     adapter, target = Path(arguments.adapter), Path(arguments.target)
-    if not adapter.is_dir():
-        raise CheckpointError(f"adapter {adapter} is not a directory: give the folder that holds adapter_config.json")
-    named = arguments.model or read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    named = arguments.model or read_adapter_config(adapter).get("base_model_name_or_path")
     if not named:
         raise InputError(f"{adapter / 'adapter_config.json'}: names no base: give --model")
     base = EMBEDDED if named == _EMBEDDED_NAME else Path(str(named))
@@ -48,6 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
         merged = export(base, adapter, target, note)
     note(
         f"{target}: written; the adapter changes the logits by {merged.effect:.2%}, merged they differ by "
-        f"{merged.error:.2%} from that"
+        f"{merged.error:.2%} from that, for the weights are rounded (more than {merged.tolerance:.2%} is refused)"
     )
     return 0

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from transformers import GenerationConfig
 
-from ascend_m1.checkpoint_files import read_json
+from ascend_m1.checkpoint_files import read_adapter_config, read_json
 from ascend_m1.cli.checkpoint import Checkpoint, is_quantised, open_checkpoint
 from ascend_m1.cli.loading import load_model, load_quantised
 from ascend_m1.device import choose_device, choose_dtype
@@ -206,5 +206,5 @@ def _options(wanted: Wanted, checkpoint: Checkpoint) -> EngineOptions:
 
 def _rank(folder: Path) -> int:
     """Of an adapter; 1 if it does not say, which loading will refuse."""
-    rank = read_json(folder / "adapter_config.json").get("r")
+    rank = read_adapter_config(folder).get("r")
     return rank if isinstance(rank, int) and 0 < rank < 2**16 else 1

@@ -113,6 +113,9 @@ def test_piped_mistakes_are_reported_and_the_rest_is_answered(cli: Cli, checkpoi
     assert ran.err.splitlines()[0].endswith("/reset begins anew")
     assert "/what: no such command" in ran.err.splitlines()[1]
     assert ran.out == cli(*common, stdin=b"hi\n").out
+    left = cli(*common, stdin=b"/what\nhi\n/exit\n")  # leaving is no pardon, as the help says
+    assert (left.status, left.out) == (2, ran.out)
+    assert "the exit status is 2" in " ".join(cli("chat", "--help").out.split())
     assert "line 2: byte 0" in cli(*common, stdin=b"hi\n\xff\n").err
 
 

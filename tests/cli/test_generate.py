@@ -44,6 +44,12 @@ def test_greedy_is_what_transformers_gives(cli: Cli, checkpoint: Path, arguments
     assert ran == (0, expected(checkpoint, text, 12, do_sample=False) + "\n", "")
 
 
+def test_a_folder_without_an_adapter(cli: Cli, tmp_path: Path) -> None:
+    ran = cli("generate", "--adapter", tmp_path, "x")
+    hint = "give an adapter's folder, as `ascend-m1 train` or PEFT writes it"
+    assert (ran.status, ran.err) == (2, f"ascend-m1: error: adapter {tmp_path} holds no adapter_config.json: {hint}\n")
+
+
 def test_beams(cli: Cli, checkpoint: Path) -> None:
     ran = cli(
         "generate", "--raw", "ab", "--model", checkpoint, "--dtype", "float32", "--max-new-tokens", 6, "--num-beams", 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -95,9 +96,12 @@ def test_the_command(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["export", str(adapter), str(target)]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["reading", "merging", "writing", f"{target}:"]
+    assert lines[-1].endswith(" from that, for the weights are rounded (more than 5.00% is refused)")
     assert_exported(target, logits(PeftModel.from_pretrained(base_model(), adapter)), logits(base_model()))
-    for name in ("tokenizer.json", "tokenizer.model", "generation_config.json", "README.md"):
+    for name in ("tokenizer.json", "tokenizer.model", "generation_config.json"):
         assert (target / name).read_bytes() == (EMBEDDED / name).read_bytes()
+    assert not {"README.md", "loss.png", "training.json"} & {path.name for path in target.iterdir()}
+    assert len({path.stat().st_mode for path in target.iterdir()}) == 1
     tokenizer = json.loads((target / "tokenizer_config.json").read_text())
     assert tokenizer.pop("auto_map")
     assert tokenizer == json.loads((EMBEDDED / "tokenizer_config.json").read_text())
@@ -169,6 +173,37 @@ def test_a_merge_that_loses_the_adapter_is_not_written(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_a_target_that_cannot_be_made_is_refused_first(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "new" / "target"
+    assert main(["export", str(adapter), str(target)]) == 2
+    wanted = f"{target}: cannot be made, for {tmp_path / 'file'} is a file: give a folder elsewhere"
+    assert capsys.readouterr().err == f"ascend-m1: error: {wanted}\n"
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    assert main(["export", str(adapter), str(tmp_path / "target")]) == 2
+    wanted = f"{tmp_path / 'target'}: cannot be made, for {tmp_path} may not be written to: give a folder elsewhere"
+    assert capsys.readouterr().err == f"ascend-m1: error: {wanted}\n"
+
+
+def export_on_a_full_disk(adapter: Path, target: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300 * 1024, 300 * 1024))
+    sys.exit(main(["export", str(adapter), str(target)]))
+
+
+def test_a_disk_that_is_full(adapter: Path, tmp_path: Path) -> None:
+    """Files of 300 KiB at most; nothing stays."""
+    target, output = tmp_path / "target", tmp_path / "output"
+    run = forks.start(output, export_on_a_full_disk, adapter, target)
+    run.join()
+    printed = output.read_text()
+    assert run.exitcode == 2, printed
+    assert printed.splitlines()[-1].startswith(f"ascend-m1: error: {target}: cannot be written (")
+    assert printed.endswith("): free some space, or write elsewhere\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
 def test_what_cannot_be_merged(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(folder: Path, *more: str) -> str:
         assert main(["export", str(folder), str(tmp_path / "target"), *more]) == 2
@@ -191,8 +226,11 @@ def test_what_cannot_be_merged(adapter: Path, tmp_path: Path, capsys: pytest.Cap
     assert refused(broken) == f"{path}: tensor {other} has no place in the base: give the one it was trained on"
     save_file({**tensors, name: tensors[name][:, :9].contiguous()}, path)
     assert "does not fit its base (size mismatch for" in refused(broken)
-    path.write_bytes(b"nothing")
-    assert "does not fit its base" in refused(broken)
+    for cut in (b"nothing", path.read_bytes()[:-100]):
+        path.write_bytes(cut)
+        line = refused(broken)
+        assert line.startswith(f"{path} cannot be read (")
+        assert line.endswith("): copy it again")
     path.unlink()
     assert refused(broken) == f"{path} does not exist: save the adapter with PEFT's save_pretrained"
     settings = json.loads((broken / "adapter_config.json").read_text())

@@ -97,7 +97,7 @@ def test_a_second_signal_ends_at_once() -> None:
         (["--model", "/nowhere"], "model /nowhere does not exist"),
         (["--max-length", "100000"], "max_length=100000: the checkpoint's context is"),
         (["--adapter", "x"], "--adapter x: give NAME=DIR"),
-        (["--adapter", "x=/nowhere"], "/nowhere/adapter_config.json: not found"),
+        (["--adapter", "x=/nowhere"], "adapter /nowhere is not a directory: give the folder"),
         (["--ssl-certfile", "x.pem"], "--ssl-certfile and --ssl-keyfile: give both or none"),
         (["--ssl-certfile", "x.pem", "--ssl-keyfile", "y.pem"], "x.pem, y.pem: cannot be used as certificate and key"),
         (["--host", "203.0.113.1"], "203.0.113.1:1025: "),
