@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def add_parser(commands: Any) -> None:
         "trained and written.",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="in place of what the recipe says")
+    parser.add_argument("changes", nargs="*", default=[], metavar="KEY=VALUE", help="in place of what the recipe says")
     parser.set_defaults(run=run)
 
 
@@ -31,9 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     from .recipe import read_recipe
 
     recipe = read_recipe(Path(arguments.recipe), arguments.changes)
+    option = "--adapter" if recipe.finetuning_type == "lora" else "--model"
+    folder, ask = recipe.output_dir, f"ask it with `ascend-m1 generate {option} {recipe.output_dir}`"
+    from .resume import finished_steps
+
+    steps = finished_steps(recipe)
+    if steps is not None:
+        if os.environ.get("RANK", "0") == "0":  # torchrun starts several
+            note(f"{folder}: finished already, {steps} updates; {ask}, or begin anew with overwrite_output_dir=true")
+        return 0
     from .train import train
 
     if train(recipe).args.should_save:
-        option = "--adapter" if recipe.finetuning_type == "lora" else "--model"
-        note(f"{recipe.output_dir}: written; ask it with `ascend-m1 generate {option} {recipe.output_dir}`")
+        note(f"{folder}: written; {ask}")
     return 0

@@ -35,6 +35,26 @@ _FREE_TRAINING = (
 )
 
 
+def finished_steps(recipe: Recipe) -> int | None:
+    """The updates of a run of this recipe that has come to its end and is written; None: there is something to do.
+
+    Raises:
+        InputError: the folder holds the checkpoints of another recipe.
+    """
+    folder = Path(recipe.output_dir)
+    asked = recipe.training.get("resume_from_checkpoint")
+    # The report is written last.
+    if recipe.overwrite_output_dir or isinstance(asked, str) or not (folder / "report.html").is_file():
+        return None
+    last = get_last_checkpoint(str(folder))
+    if last is None:
+        return None
+    _check_same(folder, _record(recipe))
+    state = read_json(Path(last) / "trainer_state.json")
+    steps: int = state["global_step"]
+    return steps if steps >= state["max_steps"] else None
+
+
 def starting_point(recipe: Recipe, main: bool) -> str | None:
     """The checkpoint to go on from; the folder is made, and cleared where the recipe says so.
 
@@ -47,7 +67,7 @@ def starting_point(recipe: Recipe, main: bool) -> str | None:
     folder = Path(recipe.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file: give a folder")
-    record = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    record = _record(recipe)
     asked = recipe.training.get("resume_from_checkpoint")
     if isinstance(asked, str) and asked.lower() not in ("true", "false"):
         if not (Path(asked) / "trainer_state.json").is_file():
@@ -69,6 +89,12 @@ def starting_point(recipe: Recipe, main: bool) -> str | None:
             beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(beside, folder / _RECORD)
     return last
+
+
+def _record(recipe: Recipe) -> dict[str, Any]:
+    """As JSON has it."""
+    record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return record
 
 
 def _holds_something(folder: Path) -> bool:

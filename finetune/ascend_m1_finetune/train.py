@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli.checkpoint import Checkpoint, open_checkpoint
-from ascend_m1.cli.options import note
+from ascend_m1.cli.options import note, quiet
 from ascend_m1.errors import CheckpointError
 from ascend_m1.quantization.scheme import Scheme
 from ascend_m1.quantization.write import quantise_checkpoint
@@ -42,10 +42,11 @@ def train(recipe: Recipe) -> M1Trainer:
         start = starting_point(recipe, arguments.process_index == 0)
         base = _base(recipe, checkpoint)
     set_seed(arguments.seed)
-    model = _model(base, arguments, recipe)
+    with quiet():
+        model = _adapted(_model(base, arguments, recipe), recipe)
     wsd = (arguments.lr_scheduler_kwargs or {}) if recipe.training.get("lr_scheduler_type") == WSD else None
     trainer = M1Trainer(
-        model=_adapted(model, recipe),
+        model=model,
         args=arguments,
         train_dataset=data,
         processing_class=checkpoint.tokenizer,

@@ -237,6 +237,30 @@ def test_what_changes_the_schedule_or_the_updates_is_another_recipe(
     assert Path("out/adapter_model.safetensors").read_bytes() == before
 
 
+def test_a_finished_run_is_not_repeated(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is loaded; without the report, which comes last, it is not finished."""
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    assert train(max_steps=4, save_steps=2) == 0
+    ask = "ask it with `ascend-m1 generate --adapter out`"
+    wanted = f"ascend-m1: out: finished already, 4 updates; {ask}, or begin anew with overwrite_output_dir=true\n"
+    assert capsys.readouterr().err == wanted
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+    Path("out/report.html").unlink()
+    assert train(max_steps=4, save_steps=2) == 0
+    captured = capsys.readouterr().err
+    assert "out: written" in captured
+    assert "Loading weights" not in captured
+    assert "FutureWarning" not in captured
+    assert Path("out/report.html").exists()
+
+
+def test_only_the_recipe_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    wanted = "the following arguments are required: RECIPE: see `ascend-m1 train --help`"
+    assert capsys.readouterr().err == f"ascend-m1: error: {wanted}\n"
+
+
 def test_what_does_not_change_the_updates_may_change(begun: Path) -> None:
     """Nor does a default that is written out."""
     whole = load_file("out/adapter_model.safetensors")
