@@ -119,7 +119,7 @@ def require_extra(extra: str, packages: Sequence[str]) -> None:
     """Raises InputError if a package of an optional part is not installed."""
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
-        raise InputError(f'{", ".join(absent)} not installed: pip install "ascend-m1[{extra}]"')
+        raise InputError(f'{", ".join(absent)} not installed: pip install -e ".[{extra}]" in the repository')
 
 
 def note(text: str) -> None:
