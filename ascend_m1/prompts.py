@@ -40,7 +40,8 @@ def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template:
 
 def chat_ids(tokenizer: Any, text: str) -> list[int]:
     """What ``chat_text`` made, as tokens. Raises TokenizerError if it made nothing."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # Not verbose: whether it fits is told by who asks, in words that are true.
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise TokenizerError("the chat_template makes nothing of the conversation: give plain text with --raw")
     return ids
@@ -49,7 +50,7 @@ def chat_ids(tokenizer: Any, text: str) -> list[int]:
 def plain_ids(tokenizer: Any, prompt: str) -> list[int]:
     """A prompt to be continued as it is. Raises InputError if it is empty."""
     _check_text(prompt)
-    ids: list[int] = tokenizer(prompt)["input_ids"]
+    ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
     return ids
 
 

@@ -33,13 +33,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 or float16 (default: bfloat16)")
     add_scheme_options(parser, bits=None)
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="tensor-parallel devices, as a plan only")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of one device: does it fit?")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of one device: does it fit? The "
+                        "exit status is 1 if not")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compute the plan and print it."""
+    """Compute the plan and print it; 1: it does not fit into --memory."""
     if arguments.memory is not None and not 0 < arguments.memory < 1e9:
         raise InputError(f"memory={arguments.memory}: give GiB above 0, below 1e9")
 
@@ -58,7 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
             config, arguments.batch, length, DTYPES[arguments.dtype], arguments.devices, _scheme(arguments, config)
         )
         counts = parameters(config)
-    result = {"model": arguments.model or "Baichuan-M1-14B", "parameters": counts | {"total": sum(counts.values())}}
+    result: dict[str, Any] = {
+        "model": arguments.model or "Baichuan-M1-14B",
+        "parameters": counts | {"total": sum(counts.values())},
+    }
     result |= plan.as_dict()
     if arguments.memory is not None:
         size = int(arguments.memory * GIB)
@@ -68,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = DTYPES[arguments.dtype]
     result["prediction"] = predict(config, plan, dtype.itemsize) if reason is None else {"reason": reason}
     write(json.dumps(result, indent=2) + "\n" if arguments.json else _table(result, plan))
-    return 0
+    return 0 if arguments.memory is None or result["memory"]["fits"] else 1
 
 
 def _scheme(arguments: argparse.Namespace, config: BaichuanM1Config) -> Scheme | None:

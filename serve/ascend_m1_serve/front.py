@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ascend_m1.errors import InputError
@@ -118,7 +119,7 @@ class Front:
         """A prompt to be continued as it is. Raises InputError."""
         check_unicode(text)
         self._check_length(text)
-        call = self.tokenizer
+        call = partial(self.tokenizer, verbose=False)  # it warns of long texts, which ``submit`` refuses or cuts
         found = call(text) if len(text) <= _INLINE else await asyncio.to_thread(call, text)
         ids: list[int] = found["input_ids"]
         if not ids:

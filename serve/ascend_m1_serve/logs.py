@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import datetime, timezone
 
+from transformers.utils import logging as library
+
 LEVELS = ("debug", "info", "warning", "error")
 FIELDS = "fields"  # of ``extra``: more members of a line
 
@@ -28,8 +30,11 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(level: str) -> None:
-    """Everything of ``level`` and above to stderr."""
+    """Everything of ``level`` and above to stderr, warnings and what transformers logs, too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    library.disable_default_handler()  # whose lines are plain
+    library.enable_propagation()
     logging.getLogger("uvicorn.access").disabled = True  # the service has a line of its own for each request

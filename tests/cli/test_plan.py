@@ -123,7 +123,9 @@ def test_table_says_what_needs_vllm(cli: Cli, checkpoint: Path) -> None:
     assert "Several devices: with vLLM" in ran.out
     assert "fits into 16 GiB" in ran.out
     assert cli("plan", "--model", checkpoint).out.startswith(f"{checkpoint}: ")
-    assert "does not fit into 1 GiB" in cli("plan", "--memory", 1).out
+    short = cli("plan", "--memory", 1)
+    assert "does not fit into 1 GiB" in short.out
+    assert [run.status for run in (ran, short, cli("plan", "--memory", 1, "--json"))] == [0, 1, 1]
 
 
 def test_predicted_speed_follows_its_formula(cli: Cli) -> None:

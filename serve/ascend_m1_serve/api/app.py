@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI
 
@@ -24,10 +24,16 @@ from . import (
     page,
 )
 from .guards import AnswerFailures, LimitBodies, LogRequests, RequireKey
-from .mindie_common import MindieSettings
+from .mindie_common import MindieSettings, error_response
 
 Plane = Literal["service", "management", "metrics"]
 PLANES: tuple[Plane, ...] = ("service", "management", "metrics")
+# Of MindIE: their errors have its form.
+_FAMILIES: tuple[tuple[Plane, Any], ...] = (
+    *(("service", family) for family in (mindie_text, mindie_own, mindie_triton)),
+    ("management", mindie_management),
+    ("metrics", metrics),
+)
 
 
 @dataclass(frozen=True)
@@ -57,19 +63,17 @@ def create_app(
     """
     options, configured, settings = options or ApiOptions(), settings, settings or MindieSettings()
     app = FastAPI(title="ascend-m1", version=__version__, docs_url=None, redoc_url=None)
-    errors.install(app)
+    families = [family.routes(front, settings) for name, family in _FAMILIES if name in planes]
+    errors.install(app, [route for router in families for route in router.routes], error_response)
     if "service" in planes:
         for part in (openai_chat, openai_completions):
             app.include_router(part.routes(front, configured))
         app.include_router(models.routes(front))
-        for family in (mindie_text, mindie_own, mindie_triton):
-            app.include_router(family.routes(front, settings))
         app.include_router(page.routes())
     if "management" in planes:
         app.include_router(operation.routes(front))
-        app.include_router(mindie_management.routes(front, settings))
-    if "metrics" in planes:
-        app.include_router(metrics.routes(front, settings))
+    for router in families:
+        app.include_router(router)
     app.add_middleware(LimitBodies, limit=options.max_body, seconds=options.body_seconds)
     if options.key is not None:
         app.add_middleware(RequireKey, key=options.key)

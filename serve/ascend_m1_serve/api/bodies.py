@@ -16,8 +16,13 @@ Schema = TypeVar("Schema", bound=BaseModel)
 async def read_object(request: Request) -> dict[str, Any]:
     """Raises ApiError if the body is not a JSON object."""
     data = await request.body()
+    if not data:
+        raise ApiError(400, "the body is empty: send a JSON object", code="json_invalid")
     try:
-        content = json.loads(data)
+        content = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        message = f"the body is not valid UTF-8 at byte {error.start}: send JSON as UTF-8"
+        raise ApiError(400, message, code="json_invalid") from None
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise ApiError(400, f"the body is not valid JSON: {reason}", code="json_invalid") from None

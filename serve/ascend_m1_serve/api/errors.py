@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 
 from ascend_m1.errors import AscendM1Error
 
@@ -81,11 +82,16 @@ def _allowed(request: Request) -> list[str]:
     return [name for name, scope in tried if any(r.matches(scope)[0] is Match.FULL for r in request.app.routes)]
 
 
-def install(app: FastAPI) -> None:
-    """Every error that a request may raise in that shape; for others see ``guards.AnswerFailures``."""
+def install(app: FastAPI, others: Collection[BaseRoute], form: Callable[[Exception], Response]) -> None:
+    """Every error that a request may raise in that shape; for others see ``guards.AnswerFailures``.
+
+    Args:
+        others: routes whose errors have another ``form``, also where a method is asked for that they have not.
+    """
 
     def handle(request: Request, error: Exception) -> Response:
-        response = error_response(error)
+        own = not any(route.matches(request.scope)[0] is Match.PARTIAL for route in others)
+        response = error_response(error) if own else form(error)
         if response.status_code == 405:
             response.headers["Allow"] = ", ".join(_allowed(request))
         return response

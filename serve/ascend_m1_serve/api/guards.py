@@ -18,11 +18,16 @@ access = logging.getLogger("ascend_m1_serve.access")
 # Without a key: for people, probes and monitors. To read only: POST / generates.
 OPEN_PATHS = {"/", "/health", "/ready", "/metrics"}
 READING = {"GET", "HEAD"}
+DROPPED = 64 * 2**20  # bytes of a body that is too large: read before it is refused
 NOTES = "ascend_m1"  # of a request, in its scope: what a route adds to the log line
 
 
 class LimitBodies:
-    """Refuses a body of more than ``limit`` bytes, announced or not, and one that takes longer than ``seconds``."""
+    """Refuses a body of more than ``limit`` bytes, announced or not, and one that takes longer than ``seconds``.
+
+    Of one that is too large ``DROPPED`` bytes are read and forgotten first: a client that is still sending when the
+    connection is closed does not see the answer. Not of one that waits for leave to send, or announces more.
+    """
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self._app, self._limit, self._seconds = app, limit, seconds
@@ -31,25 +36,29 @@ class LimitBodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        too_large = announced.isdigit() and int(announced) > self._limit
+        headers = dict(scope["headers"])
+        announced = headers.get(b"content-length", b"0")
+        size = int(announced) if announced.isdigit() else 0
+        coming = size <= DROPPED and headers.get(b"expect", b"").lower() != b"100-continue"
         seen, whole, end = 0, False, time.monotonic() + self._seconds
 
         async def counted() -> Message:
             nonlocal seen, whole
-            if too_large:  # told to the route that reads, which knows its family's form of an error
+            if size > self._limit and not coming:  # told to the route that reads, which knows its family's form
                 raise self._too_large()
             if whole:  # what comes now is that the client goes away
                 return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0, end - time.monotonic()))
-            except asyncio.TimeoutError:
-                raise ApiError(408, f"the body did not come within {self._seconds} s: send it faster") from None
-            whole = not message.get("more_body", False)
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise self._too_large()
-            return message
+            while True:
+                try:
+                    message = await asyncio.wait_for(receive(), max(0, end - time.monotonic()))
+                except asyncio.TimeoutError:
+                    raise ApiError(408, f"the body did not come within {self._seconds} s: send it faster") from None
+                whole = not message.get("more_body", False)
+                seen += len(message.get("body", b""))
+                if max(size, seen) <= self._limit:
+                    return message
+                if whole or seen > DROPPED:
+                    raise self._too_large()
 
         await self._app(scope, counted, send)
 

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -79,7 +80,8 @@ def as_mindie_error(error: Exception) -> MindieError:
     if isinstance(error, ApiError) and error.status == 400:
         return MindieError(422, "Input Validation Error", str(error))
     found = as_api_error(error)  # logs what nobody expected
-    return MindieError(found.status, "Incomplete Generation", str(found))
+    kind = HTTPStatus(found.status).phrase if found.status < 500 else "Incomplete Generation"
+    return MindieError(found.status, kind, str(found))
 
 
 def guarded(handler: Handler) -> Handler:

@@ -111,11 +111,11 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
 async def vllm_events(
     request: Request, front: Front, settings: MindieSettings, answers: list[Answer], read: Any
 ) -> AsyncIterator[bytes]:
-    """New text of every answer in turn, each event ended by NUL."""
+    """New text of every answer in turn, each event ended by NUL; an answer without text is one event."""
     try:
         for answer in answers:
             async for piece in read(answer):
-                if piece.text:
+                if piece.text or (piece.reason is not None and not answer.text):
                     yield sse.dump({"text": [answer.text if settings.full_text else piece.text]}) + NUL
     except Exception as error:
         yield str(as_mindie_error(error)).encode("utf-8", "replace")

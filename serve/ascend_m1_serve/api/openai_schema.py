@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from ascend_m1.errors import InputError
 
@@ -17,6 +18,18 @@ MOST_DIGITS = 10  # of a token's id; int() refuses thousands of them
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def wanted(words: Any) -> WrapValidator:
+    """What to say of a field with several forms, where pydantic would say of each why it is not that."""
+
+    def check(value: Any, form: Any) -> Any:
+        try:
+            return form(value)
+        except ValidationError:
+            raise PydanticCustomError("form", words) from None
+
+    return WrapValidator(check)
 
 
 class StreamOptions(BaseModel):
@@ -44,7 +57,7 @@ class Common(Structured):
     frequency_penalty: Penalty = 0.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = Field(default_factory=dict)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
-    stop: str | list[str] = Field(default_factory=list)
+    stop: Annotated[str | list[str], wanted("give a text or a list of texts")] = Field(default_factory=list)
     stop_token_ids: list[TokenId] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -91,7 +104,10 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[TextPart] | None = None
+    content: Annotated[
+        str | list[TextPart] | None,
+        wanted('give a text, or a list of parts {"type": "text", "text": "…"}: this model reads only text'),
+    ] = None
 
     def for_template(self) -> dict[str, Any]:
         """With content as text."""
@@ -110,7 +126,7 @@ class ChatRequest(Common):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Annotated[str | dict[str, Any] | None, wanted("give a text or an object")] = None
     chat_template: Any = None  # refused where it is given
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
@@ -118,7 +134,10 @@ class ChatRequest(Common):
 class CompletionRequest(Common):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Annotated[
+        str | list[str] | list[TokenId] | list[list[TokenId]],
+        wanted("give a text, a list of texts, token ids from 0 on, or a list of lists of them"),
+    ]
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=5)
     suffix: str | None = None

@@ -159,7 +159,12 @@ def test_tools_reach_the_template(client: OpenAI) -> None:
         ({"messages": []}, 400, "messages: "),
         ({"messages": [{"role": "bishop", "content": "x"}]}, 400, "unknown role bishop"),
         ({"messages": [{"role": "user", "content": ""}]}, 400, "the prompt is empty"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            400,
+            'messages.0.content: give a text, or a list of parts {"type": "text", "text": "…"}: this model',
+        ),
+        ({"stop": [3]}, 400, "stop: give a text or a list of texts"),
         ({"temperature": -1}, 400, "temperature: "),
         ({"temperature": "warm"}, 400, "temperature: "),
         ({"n": 0}, 400, "n: "),

@@ -187,6 +187,7 @@ def test_a_prefix_is_counted_when_it_was_cached(client: OpenAI, service: Running
     [
         ("", {}, "the prompt is empty"),
         ([], {}, "prompt: 0 prompts"),
+        ([-1], {}, "prompt: give a text, a list of texts, token ids from 0 on, or a list of lists of them"),
         ([1, 2, 10**6], {}, "outside the vocabulary"),
         (PROMPT, {"suffix": "x"}, "suffix: "),
         (PROMPT, {"n": 3, "best_of": 2}, "best_of must not be less than n, which is 3"),

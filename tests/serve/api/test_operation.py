@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import torch
 from openai import OpenAI
 from safetensors.torch import load_file, save_file
+from transformers import tokenization_utils_base
 
 from ascend_m1_serve.api import ApiOptions
 from ascend_m1_serve.api.mindie_management import responds
@@ -78,6 +81,35 @@ def test_errors_have_openais_shape(service: Running, method: str, path: str, bod
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "the body is empty: send a JSON object"),
+        (b"\xff\xfe", "the body is not valid UTF-8 at byte 0: send JSON as UTF-8"),
+        (b'{"prompt": "\xe5"}', "the body is not valid UTF-8 at byte 12: send JSON as UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_body(service: Running, body: bytes, text: str) -> None:
+    assert httpx.post(f"{service.url}/v1/completions", content=body).json()["error"]["message"] == text
+    assert httpx.post(f"{service.url}/infer", content=body).json()["error"] == text
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_nobody_is_warned_of_a_text_that_is_refused(
+    service: Running, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """transformers would, once, of one that is longer than the model's context."""
+    warned: list[object] = []
+    text = "word " * 1100
+    body = {"prompt": text, "messages": [{"role": "user", "content": text}]}
+    service.front.tokenizer.deprecation_warnings.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenization_utils_base.logger, "warning", lambda *words: warned.append(words))
+        answer = httpx.post(f"{service.url}/v1/{path}", json=body, timeout=60)
+    assert (answer.status_code, warned) == (400, [])
+    assert "tokens, the context is 1024" in answer.json()["error"]["message"]
+
+
 def test_malformed_bodies_are_refused(service: Running) -> None:
     """The soak test's, in which any answer of 5xx but 503 is a problem."""
     found = Findings()
@@ -96,6 +128,12 @@ def test_methods_that_a_path_has(service: Running) -> None:
     for path, methods in {"/": "GET, POST", "/v1/completions": "POST", "/health": "GET"}.items():
         answer = httpx.put(service.url + path)
         assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+    for path in ("/infer", "/generate", "/v2/models/m1-icd10", "/v1/tokenizer"):  # MindIE's families
+        answer = httpx.delete(service.url + path)
+        assert (answer.status_code, answer.json()) == (
+            405,
+            {"error": "Method Not Allowed", "error_type": "Method Not Allowed"},
+        )
 
 
 def test_a_client_that_goes_away_frees_its_place(service: Running) -> None:
@@ -166,6 +204,17 @@ def test_limits_and_key() -> None:
         assert (mindie.status_code, list(mindie.json())) == (413, ["message"])
         chunks = (b"x" * 1000 for _ in range(3))  # not announced
         assert httpx.post(url, content=chunks, headers=own).status_code == 413
+        for path in ("/v1/completions", "/infer"):  # by a client that sends all of it before it reads
+            ask = urllib.request.Request(service.url + path, b"x" * 20_000_000, own)
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(ask, timeout=60)
+            assert caught.value.code == 413
+        for more in ("Content-Length: 100000000", "Content-Length: 3000\r\nExpect: 100-continue"):  # nor is it sent
+            host, port = service.url.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), 30) as connection:
+                lines = f"POST /infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s3cret\r\n{more}\r\n\r\n"
+                connection.sendall(lines.encode())
+                assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
         with (
             httpx.stream("POST", url, json={**LONG, "stream": True}, headers=own),
             httpx.stream("POST", url, json={**LONG, "stream": True}, headers=own),

@@ -55,6 +55,8 @@ def test_vllm(client: Client) -> None:
     *events, end = body.split(b"\0")
     assert end == b""
     assert "".join(json.loads(event)["text"][0] for event in events) == ANSWER
+    ended = client.post("/generate", prompt=PROMPT + ANSWER, stream=True, max_tokens=3)
+    assert ended.content == b'{"text":[""]}\0'  # an answer without text is told, too
 
 
 def test_the_likeliest_of_several(client: Client) -> None:
