@@ -134,7 +134,7 @@ def _key(arguments: argparse.Namespace) -> str | None:
 def _configured(arguments: argparse.Namespace, environment: Any) -> tuple[Wanted, Service]:
     from dataclasses import replace
 
-    from .mindie.start import configured, wanted_engine, wanted_service
+    from .mindie.start import check_files, configured, wanted_engine, wanted_service
 
     for name, default in arguments.unconfigured.items():
         if getattr(arguments, name) != default:
@@ -146,6 +146,7 @@ def _configured(arguments: argparse.Namespace, environment: Any) -> tuple[Wanted
     idle = [*environment.idle, *(["NPU_MEMORY_FRACTION"] if environment.memory_fraction and not vllm else [])]
     if idle:
         note(f"environment: without effect here: {', '.join(idle)}")
+    check_files(config, path)
     engine = replace(wanted_engine(config, path, environment, vllm), dtype=arguments.dtype)
     if engine.max_sequences < config.max_sequences:
         note(

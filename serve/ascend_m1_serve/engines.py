@@ -188,7 +188,7 @@ def _options(wanted: Wanted, checkpoint: Checkpoint) -> EngineOptions:
     count = len(adapters) if wanted.max_adapters is None else wanted.max_adapters
     if count < len(adapters):
         raise InputError(f"max_adapters={count}: {len(adapters)} are to be loaded at the start: give at least that")
-    largest = max((_rank(folder) for folder in adapters.values()), default=0)
+    largest = max((rank_of(folder) for folder in adapters.values()), default=0)
     rank = max(EngineOptions.adapter_rank, largest) if wanted.max_adapter_rank is None else wanted.max_adapter_rank
     if rank < largest:
         raise InputError(f"max_adapter_rank={rank}: an adapter to be loaded has rank {largest}: give at least that")
@@ -204,7 +204,7 @@ def _options(wanted: Wanted, checkpoint: Checkpoint) -> EngineOptions:
     )
 
 
-def _rank(folder: Path) -> int:
-    """Of an adapter; 1 if it does not say, which loading will refuse."""
+def rank_of(folder: Path) -> int:
+    """Of an adapter; 1 if it does not say, which loading will refuse. Raises CheckpointError if it is not there."""
     rank = read_adapter_config(folder).get("r")
     return rank if isinstance(rank, int) and 0 < rank < 2**16 else 1

@@ -13,15 +13,25 @@ _KINDS = {int: "a whole number", str: "a text", bool: "true or false", list: "a 
 
 
 class Findings:
-    """What was found wrong, and which keys this server does not need."""
+    """What was found wrong, and which keys this server does not need.
+
+    Attributes:
+        unusable: paths of fields and blocks without a value that can be used: what contradicts it cannot be said.
+    """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.idle: list[str] = []
+        self.unusable: set[str] = set()
 
-    def wrong(self, path: str, value: object, remedy: str) -> None:
-        """A field with a value that cannot be used."""
-        self.problems.append(f"{path}={value!r}: {remedy}")
+    def wrong(self, path: str, value: object, remedy: str, *beside: str) -> None:
+        """A field with a value that cannot be used, by itself or ``beside`` others; not if one of them is unusable."""
+        self.says(f"{path}={value!r}: {remedy}", path, *beside)
+
+    def says(self, problem: str, *paths: str) -> None:
+        """A problem of the fields at ``paths``; not if one of them, or a block around it, is unusable."""
+        if not any(f"{path}.".startswith((f"{one}.", f"{one}[")) for path in paths for one in self.unusable):
+            self.problems.append(problem)
 
 
 def check_block(path: str, content: Mapping[str, Any], fields: Mapping[str, Field], found: Findings) -> dict[str, Any]:
@@ -41,11 +51,13 @@ def check_block(path: str, content: Mapping[str, Any], fields: Mapping[str, Fiel
         if value is None:
             if field.required:
                 found.problems.append(f"{path}{name} is missing: {_wanted(field)}")
+                found.unusable.add(f"{path}{name}")
             values[name] = field.default
             continue
         fits = _fits(value, field)
         if not fits:
             found.wrong(f"{path}{name}", value, _wanted(field))
+            found.unusable.add(f"{path}{name}")
         elif not field.used:
             found.idle.append(f"{path}{name}")
         values[name] = value if fits else field.default

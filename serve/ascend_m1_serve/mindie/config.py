@@ -91,19 +91,14 @@ def read_config(path: Path, environment: Environment) -> MindieConfig:
     found = Findings()
     content = _read(path)
     top = check_block("", content, fields.TOP, found)
-    blocks = {
-        name: check_block(f"{name}.", top[name], block, found) if isinstance(top[name], dict) else {}
-        for name, block in _BLOCKS
-    }
+    blocks = {name: _block(name, top[name], block, found) for name, block in _BLOCKS}
     backend = blocks["BackendConfig"]
     where = "BackendConfig."
-    deploy = check_block(f"{where}ModelDeployConfig.", backend.get("ModelDeployConfig") or {}, fields.DEPLOY, found)
-    schedule = check_block(f"{where}ScheduleConfig.", backend.get("ScheduleConfig") or {}, fields.SCHEDULE, found)
+    deploy = _block(f"{where}ModelDeployConfig", backend["ModelDeployConfig"], fields.DEPLOY, found)
+    schedule = _block(f"{where}ScheduleConfig", backend["ScheduleConfig"], fields.SCHEDULE, found)
     model = _only_model(deploy["ModelConfig"], f"{where}ModelDeployConfig.ModelConfig", found)
     server = blocks["ServerConfig"]
     check_block("ServerConfig.HealthCheckConfig.", server.get("HealthCheckConfig") or {}, fields.HEALTH, found)
-    if found.problems:  # what contradicts what can be said only of values that are right by themselves
-        raise MindieConfigError(path, found.problems)
     root, planes = path.resolve().parent.parent, _planes(server, environment)  # of {installation}/conf/config.json
     check_server(server, environment, found)
     if server["httpsEnabled"]:
@@ -131,11 +126,19 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def _block(path: str, content: Any, of: Mapping[str, fields.Field], found: Findings) -> dict[str, Any]:
+    """Its values; the defaults of one that is not there, which has been said of the block."""
+    if isinstance(content, dict):
+        return check_block(f"{path}.", content, of, found)
+    return check_block("", {}, of, Findings())
+
+
 def _only_model(models: Any, path: str, found: Findings) -> dict[str, Any]:
     if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
         if models is not None:
             found.problems.append(f"{path}: give a list of one object: this server holds one model")
-        return {}
+        found.unusable.add(path)
+        return _block(path, None, fields.MODEL, found)
     return check_block(f"{path}[0].", models[0], fields.MODEL, found)
 
 

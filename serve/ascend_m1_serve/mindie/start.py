@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.device import npu_problem
-from ascend_m1.errors import ConfigError, InputError
+from ascend_m1.errors import AscendM1Error, ConfigError, InputError
 
 from ..api.mindie_common import MindieSettings
 from ..engine.size import MOST_SEQUENCES
-from ..engines import Wanted, parallel_sizes
+from ..engines import Wanted, parallel_sizes, rank_of
 from ..run import Service
-from .config import MindieConfig, read_config
+from .checks import Findings
+from .config import MindieConfig, MindieConfigError, read_config
 from .environment import Environment, check_permissions
 
 
@@ -23,6 +25,42 @@ def configured(file: str, environment: Environment) -> tuple[MindieConfig, Path]
     if environment.check_permissions and path.exists():
         check_permissions(path)
     return read_config(path, environment), path
+
+
+def check_files(config: MindieConfig, path: Path) -> None:
+    """Raises MindieConfigError where the file contradicts the checkpoint or the adapters that it names."""
+    found, where = Findings(), "BackendConfig.ModelDeployConfig."
+    try:
+        context = open_checkpoint(str(config.model)).config.max_position_embeddings
+    except AscendM1Error as error:
+        found.wrong(f"{where}ModelConfig[0].modelWeightPath", str(config.model), str(error))
+    else:
+        _check_lengths(config, context, found)
+    for index, folder in enumerate(config.adapters.values()):
+        try:
+            rank = rank_of(folder)
+        except AscendM1Error as error:
+            found.wrong(f"{where}LoraModules[{index}].path", str(folder), str(error))
+            continue
+        if config.max_adapter_rank is not None and rank > config.max_adapter_rank:
+            found.wrong(
+                f"{where}maxLoraRank", config.max_adapter_rank, f"LoraModules[{index}] has rank {rank}: raise it"
+            )
+    if found.problems:
+        raise MindieConfigError(path, found.problems)
+
+
+def _check_lengths(config: MindieConfig, context: int, found: Findings) -> None:
+    if config.max_length <= context:  # no other length is above maxSeqLen
+        return
+    remedy = f"the checkpoint's context is {context}: give at most that"
+    also = [
+        name
+        for name, value in (("maxInputTokenLen", config.max_input), ("ScheduleConfig.maxIterTimes", config.max_new))
+        if value > context or value == config.max_length - 1  # max_input is one less than maxInputTokenLen may be
+    ]
+    remedy += f", as {' and '.join(also)} must be, too" if also else ""
+    found.wrong("BackendConfig.ModelDeployConfig.maxSeqLen", config.max_length, remedy)
 
 
 def wanted_engine(config: MindieConfig, path: Path, environment: Environment, several: bool) -> Wanted:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 SHIPPED = Path(__file__).parents[3] / "serve/deploy/config.json"
+SMALL = SHIPPED.with_name("config.m1-icd10.json")
 
 
-def content() -> dict[str, Any]:
-    """Of the file that ships."""
-    found: dict[str, Any] = json.loads(SHIPPED.read_text())
+def content(path: Path = SHIPPED) -> dict[str, Any]:
+    """Of a file that ships."""
+    found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from copy import deepcopy
 from pathlib import Path
@@ -121,6 +122,31 @@ def test_all_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(MindieConfigError) as caught:
         read_config(written(tmp_path, config), Environment())
     assert [problem.split("=")[0] for problem in caught.value.problems] == [f"{SERVER}port", f"{MODEL}worldSize"]
+
+
+def test_contradictions_are_named_beside_mistakes(tmp_path: Path) -> None:
+    """Those of values that are right by themselves."""
+    config = change(change(content(), f"{SERVER}port", "x"), f"{SCHEDULE}maxBatchSize", 0)
+    change(change(config, "ServerConfig.prot", 1), f"{SERVER}httpsEnabled", True)
+    change(change(config, f"{MODEL}worldSize", 4), f"{SCHEDULE}maxIterTimes", 9000)
+    change(change(config, f"{SERVER}ipAddress", "localhost"), f"{SERVER}managementTlsCert", 3)
+    with pytest.raises(MindieConfigError) as caught:
+        read_config(written(tmp_path, config), Environment())
+    assert [re.split(r"=| is ", problem)[0] for problem in caught.value.problems] == [
+        *(f"{SERVER}{name}" for name in ("prot", "port", "managementTlsCert")),
+        f"{SCHEDULE}maxBatchSize",
+        *(f"{SERVER}{name}" for name in ("ipAddress", "tlsCert", "tlsPk", "managementTlsPk", "metricsTlsCert")),
+        f"{SERVER}metricsTlsPk",
+        f"{MODEL}worldSize",
+        f"{SCHEDULE}maxIterTimes",
+    ]
+
+
+@pytest.mark.parametrize("path", ["ServerConfig", "BackendConfig", f"{BACKEND}ScheduleConfig", f"{DEPLOY}ModelConfig"])
+def test_a_block_that_is_not_there_is_one_mistake(path: str, tmp_path: Path) -> None:
+    with pytest.raises(MindieConfigError) as caught:
+        read_config(written(tmp_path, change(content(), path, ...)), Environment())
+    assert [problem.split(" is missing")[0] for problem in caught.value.problems] == [path]
 
 
 def test_memory_without_swapping(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from ascend_m1_serve.api import create_app
 from ascend_m1_serve.api.app import Plane
 from ascend_m1_serve.api.mindie_common import MindieSettings
 
+from ..api.adapters import save
 from ..api.conftest import service  # noqa: F401  (a fixture)
 from ..api.running import Running
-from ..test_command import command, environment
-from .configs import change, content, written
+from ..test_command import ROOT, command, environment
+from .configs import SMALL, change, content, written
 
 PORTS = ("port", "managementPort", "metricsPort")
 
@@ -45,6 +46,49 @@ def small(folder: Path, **server: object) -> tuple[Path, list[int]]:
     change(config, "BackendConfig.ScheduleConfig.maxIterTimes", 7)
     change(config, "BackendConfig.ScheduleConfig.maxN", 2)
     return written(folder, config), ports
+
+
+def test_the_small_file_serves_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a clone; but for the ports as it ships."""
+    config, ports = content(SMALL), small(tmp_path)[1]
+    for name, port in zip(PORTS, ports, strict=True):
+        change(config, f"ServerConfig.{name}", port)
+    path = written(tmp_path / "small", config)
+    process = subprocess.Popen(command("--config", str(path)), env=environment(), stderr=subprocess.PIPE, text=True,
+                               cwd=ROOT)  # fmt: skip
+    assert process.stderr is not None
+    try:
+        assert any(line.startswith("ascend-m1: m1-icd10 at ") for line in process.stderr)
+        ask = {"inputs": "<C_Q>What does ICD-10-CM code J45 mean?<C_A>"}
+        answer = httpx.post(f"http://127.0.0.1:{ports[0]}/generate", json=ask, timeout=60)
+        assert answer.json() == {"generated_text": "Asthma"}
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_contradicts_the_checkpoint_is_named_by_the_files_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All at once."""
+    where = "BackendConfig.ModelDeployConfig."
+    config = change(content(), f"{where}LoraModules", [{"name": "x", "path": "/nowhere"}])
+    assert main(["serve", "--config", str(written(tmp_path, config))]) == 2
+    told = capsys.readouterr().err.splitlines()[-1].split("; ")
+    assert [part.split("=")[0].split()[-1] for part in told] == [
+        f"{where}ModelConfig[0].modelWeightPath",
+        f"{where}LoraModules[0].path",
+    ]
+    change(config, f"{where}ModelConfig[0].modelWeightPath", str(EMBEDDED))
+    change(config, f"{where}LoraModules", [{"name": "x", "path": str(save(tmp_path / "x"))}])
+    change(config, f"{where}maxLoraRank", 1)
+    path = written(tmp_path, config)
+    assert main(["serve", "--config", str(path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"ascend-m1: error: {path}: {where}maxSeqLen=8192: the checkpoint's context is 1024: give at most that, as "
+        f"maxInputTokenLen and ScheduleConfig.maxIterTimes must be, too; {where}maxLoraRank=1: LoraModules[0] has rank "
+        f"4: raise it"
+    )
 
 
 def test_three_planes(tmp_path: Path) -> None:
@@ -184,7 +228,7 @@ def test_what_a_file_must_be(
     path.chmod(0o666)
     assert main(["serve", "--config", str(path)]) == 2
     assert "mode 666 is wider than 640" in capsys.readouterr().err
-    config = change(change(content(), "BackendConfig.npuDeviceIds", [[0, 1]]),
+    config = change(change(content(SMALL), "BackendConfig.npuDeviceIds", [[0, 1]]),
                     "BackendConfig.ModelDeployConfig.ModelConfig[0].worldSize", 2)  # fmt: skip
     assert main(["serve", "--config", str(written(tmp_path / "two", config))]) == 2
     assert "worldSize=2: the built-in engine runs on one device" in capsys.readouterr().err
