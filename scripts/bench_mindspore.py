@@ -14,7 +14,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GLOG_v", "3")  # warnings of MindSpore's C++
@@ -30,7 +29,7 @@ from ascend_m1.configuration_baichuan_m1 import BaichuanM1Config
 from ascend_m1.mindspore.model import Core, Decode, compiled
 from ascend_m1.mindspore.weights import Weights, checkpoint_shapes
 from bench.hardware import describe_hardware
-from bench.report import Spread, markdown_table, publish, ratios, write_section
+from bench.report import Spread, add_report_options, markdown_table, publish, ratios, write_section
 
 SECTION = "bench_mindspore"
 CAPACITY = 1024
@@ -111,12 +110,8 @@ def measure(core: Core, rounds: int) -> tuple[dict[str, list[float]], float, int
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"document with a place <!-- {SECTION} --> to fill")
-    arguments = parser.parse_args()
-    if arguments.rounds < 2:
-        parser.error("--rounds: give 2 or more")
-    return arguments
+    add_report_options(parser, SECTION, rounds=9)
+    return parser.parse_args()
 
 
 def main() -> None:

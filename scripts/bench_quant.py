@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -32,7 +31,7 @@ from ascend_m1_serve.engine.core import Core, EngineOptions, make_core
 from ascend_m1_serve.protocol import Sampling
 from bench.ggml import Ggml
 from bench.machine import describe_machine, matmul_probe
-from bench.report import Spread, markdown_table, publish, ratios, write_section
+from bench.report import Spread, add_report_options, markdown_table, publish, ratios, write_section
 
 SECTION = "bench_quant"
 GROUP, BITS = 128, 4
@@ -252,15 +251,11 @@ def engine_table(samples: Samples, probes: Probes, nbytes: int, numbers: int, he
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_report_options(parser, SECTION, rounds=5)
     parser.add_argument("--layers", type=int, default=40, help="of the model end to end; 0: products only")
     parser.add_argument("--ggml", action="store_true", help="beside llama-cpp-python's products")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"document with a place <!-- {SECTION} --> to fill")
-    arguments = parser.parse_args()
-    if arguments.rounds < 2:
-        parser.error("--rounds: give 2 or more")
-    return arguments
+    return parser.parse_args()
 
 
 @torch.no_grad()

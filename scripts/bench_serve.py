@@ -30,7 +30,7 @@ from ascend_m1.inference import InferenceModel
 from ascend_m1_serve.engine.core import Core, EngineOptions, make_core
 from ascend_m1_serve.protocol import Sampling
 from bench.machine import describe_machine
-from bench.report import Spread, markdown_table, publish, ratios, write_section
+from bench.report import Spread, add_report_options, markdown_table, publish, ratios, write_section
 from bench.schedule import decode_steps
 from bench.serve_http import serving
 from bench.vllm_engine import Engine
@@ -165,13 +165,9 @@ def vllm_engines(size: Size, threads: int) -> dict[str, Engine]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=("embedded", "1b"), default=["embedded", "1b"])
-    parser.add_argument("--rounds", type=int, default=5)
+    add_report_options(parser, SECTION, rounds=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"document with a place <!-- {SECTION} --> to fill")
-    arguments = parser.parse_args()
-    if arguments.rounds < 2:
-        parser.error("--rounds: give 2 or more")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:

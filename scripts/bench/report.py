@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,18 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def add_report_options(parser: argparse.ArgumentParser, section: str, rounds: int) -> None:
+    """--rounds, at least the two of a spread, and --write."""
+
+    def some(text: str) -> int:
+        if int(text) < 2:
+            raise argparse.ArgumentTypeError("give 2 or more")
+        return int(text)
+
+    parser.add_argument("--rounds", type=some, default=rounds)
+    parser.add_argument("--write", type=Path, metavar="FILE", help=f"document with a place <!-- {section} --> to fill")
 
 
 def write_section(path: Path, name: str, text: str | None) -> None:
