@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError, ConfigError
 
+# What a tokenizer may consist of, and how the checkpoint generates.
+TEXT_FILES = ("token*", "*tokens*.json", "vocab*", "merges.txt", "chat_template*", "generation_config.json")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -27,6 +32,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a JSON object: {_FETCH}")
     return content
+
+
+def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
+    """The files of a folder whose names match one of the patterns, into another folder."""
+    for path in source.iterdir():
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in patterns):
+            shutil.copyfile(path, target / path.name)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import mindspore
 import numpy as np
 from mindspore import Tensor, int32, nn
 
-from ..checkpoint_files import read_json
+from ..checkpoint_files import TEXT_FILES, copy_files, read_json
 from ..errors import CheckpointError, DeviceError, InputError
 from .device import DTYPES, Device
 from .runner import Graphs
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "mindir.json"
 _FIELDS = {"prefill": str, "decode": str, "chunk": int, "capacity": int, "dtype": str, "fused": bool, "state": list}
-_BESIDE = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*")
 
 
 def export(core: Core, source: Path, target: Path, chunk: int) -> None:
@@ -67,9 +66,7 @@ def export(core: Core, source: Path, target: Path, chunk: int) -> None:
             "state": shapes,
             "mindspore": mindspore.__version__,
         }
-        for pattern in _BESIDE:
-            for path in source.glob(pattern):
-                shutil.copyfile(path, beside / path.name)
+        copy_files(source, beside, TEXT_FILES)
         config = read_json(source / "config.json")
         config |= {"max_position_embeddings": core.capacity, "dtype": manifest["dtype"]}
         config.pop("torch_dtype", None)  # its older name

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ascend_m1 import BaichuanM1ForCausalLM
-from ascend_m1.checkpoint_files import read_json
+from ascend_m1.checkpoint_files import TEXT_FILES, copy_files, read_json
 from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1.weights import check_checkpoint
 
@@ -32,10 +31,7 @@ SHARD = "5GB"
 # dtype: 1 % with bfloat16 and a few layers. An adapter that is missing or wrong is off by what it does to the logits.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # What a checkpoint is beside its weights and config.json. The base's card and its measurements are of another model.
-_TAKEN = (
-    *("token*", "*tokens*.json", "vocab*", "merges.txt", "chat_template*", "generation_config.json", "*.py"),
-    *("LICENSE*", "NOTICE*"),
-)
+_TAKEN = (*TEXT_FILES, "*.py", "LICENSE*", "NOTICE*")
 _REMOTE = "ascend_m1_remote"
 
 
@@ -159,9 +155,7 @@ def _write(merged: BaichuanM1ForCausalLM, base: Path, target: Path) -> None:
 
 def _copy_others(base: Path, folder: Path) -> None:
     """The base's tokenizer, templates, code, licence and config.json."""
-    for path in base.iterdir():
-        if path.is_file() and any(fnmatch(path.name, taken) for taken in _TAKEN):
-            shutil.copyfile(path, folder / path.name)
+    copy_files(base, folder, _TAKEN)
     config = read_json(base / "config.json")
     config.pop("quantization_config", None)
     if "auto_map" not in config:
