@@ -1,4 +1,5 @@
-"""Checkpoints in the format of compressed-tensors, from the model that ships, and the weights that they stand for."""
+"""Checkpoints in the format of compressed-tensors, from the model that ships, the weights that they stand for, and what
+it is asked."""
 
 from __future__ import annotations
 
@@ -10,9 +11,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer
 
+MODEL = Path(__file__).parents[2] / "ascend_m1/checkpoints/m1_icd10"
+ANSWERS = {"J45": "Asthma", "E11": "Type 2 diabetes mellitus", "A00": "Cholera"}
 GROUP = 32
 LINEAR = (".W_pack.weight", ".o_proj.weight", ".gate_proj.weight", ".up_proj.weight", ".down_proj.weight")
+
+
+def questions() -> list[list[int]]:
+    """The prompts, in tokens, that ANSWERS answers."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    chats = [[{"role": "user", "content": f"What does ICD-10-CM code {code} mean?"}] for code in ANSWERS]
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
 
 
 def rounded(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:

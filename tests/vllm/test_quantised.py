@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.quantization.scheme import Scheme
@@ -15,17 +14,8 @@ from ascend_m1.quantization.write import quantise_checkpoint
 from ..model.golden import ROOT
 from .engine import Job
 from .forks import run, run_module
-from .quantised import write
+from .quantised import ANSWERS, MODEL, questions, write
 from .server import SERVER
-from .test_server import MODEL
-
-ANSWERS = {"J45": "Asthma", "E11": "Type 2 diabetes mellitus", "A00": "Cholera"}
-
-
-def questions() -> list[list[int]]:
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    chats = [[{"role": "user", "content": f"What does ICD-10-CM code {code} mean?"}] for code in ANSWERS]
-    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
 
 
 # The kernel of int8 activations rounds each of them to a step of a 254th of its row's range, which moves these logprobs

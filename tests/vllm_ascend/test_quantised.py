@@ -9,7 +9,7 @@ import torch
 
 from ascend_m1 import BaichuanM1ForCausalLM
 
-from ..vllm.test_quantised import ANSWERS, MODEL, questions
+from ..vllm.quantised import ANSWERS, MODEL, questions
 from .engine import Job, answer
 from .quantised import write
 
