@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network is wrong
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a job in the background; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if find_spec("torch_npu"):  # which transformers imports, too: the host NPU's stand-ins must be loaded before it
     os.environ.setdefault("HOSTNPU_POISON", "1")  # fresh device memory holds NaN, not zeros
     import ascend_m1_hostnpu  # noqa: F401
