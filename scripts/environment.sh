@@ -80,9 +80,10 @@ explain_torch() {
     fi
 }
 
+# Without compiling: Python does so for the few modules that are imported.
 pip_install() {
     local folder=$1
     shift
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
+    "$folder/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "$@" ||
         die "pip could not install $*: see its message above, mend it and run this again"
 }

@@ -62,7 +62,7 @@ make_browser() {
 }
 
 make_vllm() {
-    make_environment .venvs/vllm vllm --editable . --requirement requirements/vllm.txt
+    make_on_top vllm --requirement requirements/vllm.txt
     # Built for CUDA, their import fails beside a CPU build of torch; vLLM does without.
     .venvs/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 }
@@ -74,16 +74,16 @@ make_vllm_ascend() {
         --requirement requirements/vllm-ascend-alone.txt
 }
 
-# DeepSpeed and what it needs, on top of .venv.
-make_deepspeed() {
+# make_on_top NAME REQUIREMENT...: .venvs/NAME has what .venv has, but for the requirements, which it has itself.
+make_on_top() {
+    local folder=.venvs/$1 purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
     make_main
-    local folder=.venvs/deepspeed purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
     if [[ ! -x $folder/bin/python ]]; then
         .venv/bin/python -m venv "$folder" || die "cannot make $folder: see the message above"
         printf 'import site; site.addsitedir("%s")\n' "$(.venv/bin/python -c "$purelib")" \
             >"$("$folder/bin/python" -c "$purelib")/main.pth"
     fi
-    DS_BUILD_OPS=0 make_environment "$folder" deepspeed deepspeed==0.19.8
+    make_environment "$folder" "$@"
 }
 
 make_mindspore() {
@@ -102,13 +102,13 @@ make_openmind() {
 
 case $suite in
     main | lint) make_main ;;
-    floor) make_environment .venvs/floor floor --editable '.[dev]' transformers==5.16.1 ;;
+    floor) make_on_top floor transformers==5.16.1 ;;
     browser) make_browser ;;
-    npu) make_environment .venvs/npu npu --editable '.[dev]' --requirement requirements/npu.txt ;;
-    lowering) make_environment .venvs/lowering lowering --require-hashes --requirement requirements/lowering.txt ;;
+    npu) make_on_top npu --requirement requirements/npu.txt ;;
+    lowering) make_on_top lowering --require-hashes --requirement requirements/lowering.txt ;;
     vllm) make_vllm ;;
     vllm-ascend) make_vllm_ascend ;;
-    deepspeed) make_deepspeed ;;
+    deepspeed) DS_BUILD_OPS=0 make_on_top deepspeed deepspeed==0.19.8 ;;
     mindspore) make_mindspore ;;
     openmind) make_openmind ;;
     *) die "unknown suite $suite: one of $SUITES, or none for the main suite" ;;
