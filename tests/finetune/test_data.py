@@ -180,9 +180,23 @@ def test_a_bad_line_of_a_json_list(tmp_path: Path) -> None:
     recipe = write(tmp_path, '[\n{"instruction": "x", "output": "y"},\n{"instruction" "x"}\n]', "rows.json")
     with pytest.raises(InputError, match=r"rows\.json, line 3: not JSON"):
         training_data(recipe, TOKENIZER, 0)
-    recipe = write(tmp_path, '[\n{"instruction": "x", "output": "y"}\n', "rows.json")
-    with pytest.raises(InputError, match=r"rows\.json, line 3: the list does not end"):
-        training_data(recipe, TOKENIZER, 0)
+    for text, message in (
+        ("[\n{}\n", "line 3: the list does not end"),
+        ("[\n{},\n", "line 3: the list does not end"),
+        ("[{}]\n[{}]\n", "line 2: something follows the list's end"),
+        ("[{}]]", "line 1: something follows the list's end"),
+        ("[{}\n{}]", "line 2: no comma after a row"),
+        ("[{},\n,{}]", "line 2: not JSON"),
+        ("[{},\n]", "line 2: not JSON"),
+        ("[,{}]", "line 1: not JSON"),
+    ):
+        (tmp_path / "rows.json").write_text(text)
+        with pytest.raises(InputError) as caught:
+            list(rows(tmp_path / "rows.json"))
+        assert str(caught.value).startswith(f"{tmp_path / 'rows.json'}, {message}")
+    for text, count in (("[]", 0), ("[ {} ,\n{} ]\n \n", 2)):
+        (tmp_path / "rows.json").write_text(text)
+        assert len(list(rows(tmp_path / "rows.json"))) == count
 
 
 def test_a_role_that_the_chat_template_refuses(tmp_path: Path) -> None:

@@ -45,24 +45,34 @@ def _list_rows(path: Path) -> Iterator[Row]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not valid UTF-8: convert the file") from None
-    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    decoder, at, line, counted, before = json.JSONDecoder(), text.index("[") + 1, 1, 0, "["
     while True:
-        at = _skip(text, at, " \t\r\n,")
+        at = _skip_white(text, at)
         line, counted = line + text.count("\n", counted, at), at
         where = f"{path}, line {line}"
         if at >= len(text):
             raise InputError(f"{where}: the list does not end: the file is cut off")
-        if text[at] == "]":
-            return
+        if text[at] == "]" and before != ",":
+            break
+        if before == "row":
+            if text[at] != ",":
+                raise InputError(f"{where}: no comma after a row: put one between each two")
+            at, before = at + 1, ","
+            continue
         try:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}): mend it") from None
+        before = "row"
         yield where, _object(where, value)
+    end = _skip_white(text, at + 1)
+    if end < len(text):
+        line += text.count("\n", counted, end)
+        raise InputError(f"{path}, line {line}: something follows the list's end: make one list of it, or JSON lines")
 
 
-def _skip(text: str, at: int, characters: str) -> int:
-    while at < len(text) and text[at] in characters:
+def _skip_white(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
 
