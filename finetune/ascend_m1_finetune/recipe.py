@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -19,27 +21,11 @@ from transformers import TrainingArguments
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import InputError
 
+from .words import ONLY, RENAMED, WITHOUT_EFFECT
+
 MODEL_IDS = {"m1-icd10": EMBEDDED}
-# openMind's keys that need no counterpart here, and why.
-WITHOUT_EFFECT = {
-    "model_group": "there is one",
-    "trust_remote_code": "no code of a checkpoint is run",
-    "model_revision": "checkpoints are local folders",
-    "token": "checkpoints are local folders",
-    "use_fast_tokenizer": "there is one tokenizer",
-    "split_special_tokens": "the checkpoint's tokenizer decides",
-    "per_shard_size": "`ascend-m1 export` decides",
-    "split": "each data set's entry names its own, as in openMind",
-    "subset_name": "data sets are local files",
-    "preprocessing_batch_size": "rows are read one by one",
-    "preprocessing_num_workers": "rows are read one by one",
-    "max_length": "batches are padded to their longest row",
-    "reserved_label_len": "a row is cut at its end",
-    "ignore_pad_token_for_loss": "padding is never learnt",
-}
-# Words of older transformers, as openMind's recipes use them.
-RENAMED = {"evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps", "no_cuda": "use_cpu"}
-DROPPED = {"save_safetensors", "logging_dir", "predict_with_generate", "jit_mode_eval", "half_precision_backend"}
+# Text, says the Trainer, that may be true or false as well.
+_ALSO_BOOL = ("fsdp", "resume_from_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -94,8 +80,8 @@ class Recipe:
 _OWN = {name: kind for name, kind in get_type_hints(Recipe).items() if name != "training"}
 _TRAINER = {name: kind for name, kind in get_type_hints(TrainingArguments).items() if not name.startswith("_")}
 _TRAINER = {f.name: _TRAINER[f.name] for f in dataclasses.fields(TrainingArguments)}
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-KEYS = (*_OWN, *_TRAINER, *WITHOUT_EFFECT, *RENAMED, *sorted(DROPPED))
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "keys"}
+KEYS = (*_OWN, *_TRAINER, *WITHOUT_EFFECT, *RENAMED, *ONLY)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -109,7 +95,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, text = word.partition("=")
         if not equals:
             raise InputError(f"{word!r}: give changes of the recipe as KEY=VALUE")
-        values[key] = yaml.safe_load(text)
+        for other in [other for other in values if RENAMED.get(other, other) == RENAMED.get(key, key)]:
+            del values[other]
+        values[key] = _read_value(key, text)
     try:
         recipe = _recipe(values)
         _check(recipe, values)
@@ -134,16 +122,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def _read_value(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise InputError(f"{key}={text}: not YAML ({getattr(error, 'problem', error)}): mend it") from None
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML forbids a key twice; PyYAML takes the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: list[Any] = []  # a list could not be in a set
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", key_node.start_mark)
-            seen.add(key)
+            seen.append(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
@@ -151,40 +146,69 @@ class _UniqueKeys(yaml.SafeLoader):
 def _recipe(values: dict[str, Any]) -> Recipe:
     own: dict[str, Any] = {}
     training: dict[str, Any] = {}
-    for key, value in values.items():
-        name = RENAMED.get(key, key)
+    for name, (key, value) in _by_name(values).items():
+        if name in WITHOUT_EFFECT:
+            continue
         if name in _OWN:
-            own[name] = _typed(key, value, _OWN[name])
+            own[name] = typed(key, value, _OWN[name])
         elif name in _TRAINER:
-            training[name] = _typed(key, value, _TRAINER[name])
-        elif key not in WITHOUT_EFFECT and key not in DROPPED:
+            training[name] = typed(key, value, _TRAINER[name])
+        elif name not in ONLY:
             near = difflib.get_close_matches(key, KEYS, 1)
             raise InputError(f"unknown key {key!r}: {f'did you mean {near[0]!r}?' if near else 'see docs/finetune.md'}")
+        if name in ONLY:
+            possible, instead = ONLY[name]
+            if training.get(name, value) not in (None, *possible):
+                raise InputError(f"{key}: {value!r}: {instead}")
     return Recipe(**{name: value for name, value in own.items() if value is not None}, training=training)
 
 
-def _typed(key: str, value: Any, kind: Any) -> Any:
-    """The value as the key's type; YAML reads 1e-3 as a text, and a file may say "true"."""
-    kinds = set(get_args(kind)) if get_origin(kind) is Union or len(get_args(kind)) > 1 else {kind}
-    if value is None or isinstance(value, (dict, list)) or not kinds & {bool, int, float, str}:
+def _by_name(values: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The keys' names here -> what the recipe calls it, and its value; 0 and null leave it to a second word."""
+    found: dict[str, tuple[str, Any]] = {}
+    for key, value in values.items():
+        name = RENAMED.get(key, key)
+        before_key, before = found.get(name, (key, None))
+        if value is None and key in RENAMED:
+            continue
+        if _silent(before):
+            found[name] = key, value
+        elif not _silent(value) and value != before:
+            raise InputError(f"{before_key} and {key}: two words for the same: leave one of them out")
+    return found
+
+
+def _silent(value: Any) -> bool:
+    return value is None or (value == 0 and not isinstance(value, bool))
+
+
+def typed(key: str, value: Any, kind: Any) -> Any:
+    """The value as the key's type; YAML reads 1e-3 as a text, and a file may say "true".
+
+    Raises:
+        InputError: it has another type, or is not finite.
+    """
+    kinds = {get_origin(k) or k for k in (get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,))}
+    if value is None or (isinstance(value, (dict, list)) and type(value) in kinds):
         return value
     if value is False and key.endswith("_strategy"):
         return "no"  # which YAML reads as false
-    if isinstance(value, bool) and not kinds & {int, float}:
-        return value  # fsdp is text, says the Trainer, and takes true
+    if isinstance(value, bool) and key in _ALSO_BOOL:
+        return value
     if bool in kinds and (isinstance(value, bool) or str(value).lower() in ("true", "false")):
         return value if isinstance(value, bool) else value.lower() == "true"
-    if kinds & {int, float} and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = None
-        if number is not None and (float in kinds or number == int(number)):
-            return int(number) if int in kinds and number == int(number) else number
-    if str in kinds and isinstance(value, (str, int, float)):
-        return str(value)
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        if kinds & {int, float}:
+            try:
+                number = float(value)
+            except (ValueError, OverflowError):
+                number = math.nan
+            if math.isfinite(number) and (float in kinds or number == int(number)):
+                return int(number) if int in kinds and number == int(number) else number
+        if str in kinds:
+            return str(value)
     wanted = " or ".join(word for known, word in _WORDS.items() if known in kinds)
-    raise InputError(f"{key}: {value!r}: give {wanted}")
+    raise InputError(f"{key}: {value!r}: give {wanted or 'nothing'}")
 
 
 def _check(recipe: Recipe, values: dict[str, Any]) -> None:

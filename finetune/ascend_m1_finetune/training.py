@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from ascend_m1.errors import InputError
 
 from .recipe import Recipe
 from .sharding import check_sharding, start_deepspeed
+from .words import CHECKPOINTING
 
 WSD = "wsd"
 _DEFAULTS = {
@@ -20,11 +20,6 @@ _DEFAULTS = {
     "include_num_input_tokens_seen": "non_padding",
     "ddp_find_unused_parameters": False,  # each is used
 }
-# transformers renamed the field within the versions supported here.
-_NEW_NAME = "activation_checkpointing"
-_CHECKPOINTING = (
-    _NEW_NAME if _NEW_NAME in {f.name for f in dataclasses.fields(TrainingArguments)} else "gradient_checkpointing"
-)
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -38,8 +33,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         values["lr_scheduler_type"] = "constant"  # a placeholder: ``trainer.py`` makes the schedule
     if recipe.adaptive_update_factor is not None:
         values["max_grad_norm"] = 0.0
-    values[_CHECKPOINTING] = values.pop("gradient_checkpointing", recipe.use_gradient_checkpointing)
-    values[f"{_CHECKPOINTING}_kwargs"] = values.pop("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    values.setdefault(CHECKPOINTING, recipe.use_gradient_checkpointing)
+    values.setdefault(f"{CHECKPOINTING}_kwargs", {"use_reentrant": False})
     values.setdefault("use_cpu", not torch.accelerator.is_available())  # else the Trainer refuses bf16
     values |= {"output_dir": recipe.output_dir, "remove_unused_columns": False, "do_train": True}
     try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import TrainingArguments
 
 from ascend_m1.errors import InputError
 from ascend_m1_finetune.recipe import KEYS, Recipe, read_recipe
 from ascend_m1_finetune.training import training_arguments
+from ascend_m1_finetune.words import RENAMED
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "finetune" / "recipes").glob("*.yaml"))
@@ -55,6 +59,59 @@ def test_openminds_defaults(tmp_path: Path) -> None:
     recipe = read(tmp_path, LEAST)
     assert (recipe.stage, recipe.finetuning_type, recipe.cutoff_len, recipe.lora_rank) == ("sft", "full", 1024, 8)
     assert (recipe.lora_alpha, recipe.lora_dropout, recipe.use_gradient_checkpointing) == (None, 0.0, True)
+
+
+def test_every_key_of_openmind_is_taken_with_its_default(tmp_path: Path) -> None:
+    """Those that must be given, or are of LoRA alone, have a value."""
+    defaults = yaml.safe_load((Path(__file__).parent / "openmind_keys.yaml").read_text())
+    assert len(defaults) > 150
+    recipe = read(tmp_path, defaults | LEAST | {"finetuning_type": "lora", "do_train": True})
+    arguments = training_arguments(recipe)
+    assert (arguments.num_train_epochs, arguments.max_steps, arguments.learning_rate) == (3, -1, 5e-5)
+    for key, value in defaults.items():
+        read(tmp_path, LEAST | {"finetuning_type": "lora"} | ({key: value} if value not in (None, False) else {}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("label_smoothing_factor", 1e-4, "the loss is made in chunks, without smoothing: leave it out"),
+        ("eval_strategy", "steps", "nothing is evaluated while training: leave it out, and ask the result"),
+        ("evaluation_strategy", "steps", "nothing is evaluated while training"),
+        ("eval_on_start", True, "nothing is evaluated while training"),
+        ("new_special_tokens", "<x>", "the vocabulary stays as it is: leave it out"),
+        ("group_by_length", True, "say train_sampling_strategy: group_by_length"),
+        ("fsdp_min_num_params", 10, "say it in fsdp_config"),
+        ("save_safetensors", False, "weights are written as safetensors: leave it out"),
+    ],
+)
+def test_what_has_one_possible_value(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, LEAST | {key: value})
+    assert str(caught.value).startswith(f"{tmp_path / 'recipe.yaml'}: {key}: {value!r}: {message}")
+
+
+def test_the_other_names_are_the_trainers(tmp_path: Path) -> None:
+    """What the messages say to write instead is taken, too."""
+    assert set(RENAMED.values()) <= {f.name for f in dataclasses.fields(TrainingArguments)}
+    instead = {"optim": "adafactor", "train_sampling_strategy": "group_by_length", "torch_compile_backend": "eager"}
+    words = instead | {"accelerator_config": {"split_batches": True, "dispatch_batches": False}}
+    arguments = training_arguments(read(tmp_path, LEAST | words))
+    assert all(getattr(arguments, key) == value for key, value in instead.items())
+    assert arguments.accelerator_config.split_batches
+    assert read(tmp_path, LEAST | {"per_gpu_train_batch_size": 3}).training == {"per_device_train_batch_size": 3}
+
+
+@pytest.mark.parametrize("words", list(itertools.permutations([("warmup_steps", 10), ("warmup_ratio", 0.1)])))
+def test_two_words_for_the_same(words: tuple[tuple[str, Any], ...], tmp_path: Path) -> None:
+    """As in older transformers 0 leaves it to the other; a word of the command line wins over both."""
+    with pytest.raises(InputError, match="two words for the same: leave one of them out"):
+        read(tmp_path, "".join(f"{key}: {value}\n" for key, value in [*LEAST.items(), *words]))
+    for key, value in words:
+        mine = "".join(f"{name}: {value if name == key else 0}\n" for name, _ in words)
+        text = "".join(f"{name}: {value}\n" for name, value in LEAST.items()) + mine
+        assert read(tmp_path, text).training == {"warmup_steps": value}
+        assert read(tmp_path, text, "warmup_ratio=0.3").training == {"warmup_steps": 0.3}
 
 
 def test_words_without_effect_and_older_names_are_taken(tmp_path: Path) -> None:
