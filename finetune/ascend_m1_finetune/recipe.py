@@ -21,11 +21,16 @@ from transformers import TrainingArguments
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import InputError
 
-from .words import ONLY, RENAMED, WITHOUT_EFFECT
+from .words import CHECKPOINTING, ONLY, RENAMED, WITHOUT_EFFECT
 
 MODEL_IDS = {"m1-icd10": EMBEDDED}
 # Text, says the Trainer, that may be true or false as well.
 _ALSO_BOOL = ("fsdp", "resume_from_checkpoint")
+_LEAST = {
+    **{"cutoff_len": 2, "lora_rank": 1, "lora_alpha": 1, "lora_dropout": 0, "dataloader_num_workers": 0},
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), 1),
+}
+_LORA = ("lora_target_modules", "lora_alpha", "lora_dropout", "lora_rank", "train_convolution")
 
 
 @dataclass(frozen=True)
@@ -225,18 +230,26 @@ def _check(recipe: Recipe, values: dict[str, Any]) -> None:
             raise InputError(f"{key} is missing: add it")
     if not recipe.do_train:
         raise InputError("do_train: false: there is nothing to do: leave it out")
-    for key, least in (("cutoff_len", 2), ("lora_rank", 1)):
-        if getattr(recipe, key) < least:
-            raise InputError(f"{key}: {getattr(recipe, key)}: give {least} or more")
+    given = {**vars(recipe), **recipe.training}
+    for key, least in _LEAST.items():
+        if given.get(key) is not None and given[key] < least:
+            raise InputError(f"{key}: {given[key]}: give {least} or more")
+    if values.get("warmup_ratio") and recipe.training["warmup_steps"] >= 1:  # a number of steps, to the Trainer
+        raise InputError(f"warmup_ratio: {values['warmup_ratio']}: give less than 1, or warmup_steps")
+    differ = recipe.training.get(CHECKPOINTING) == (not recipe.use_gradient_checkpointing)
+    if values.get("use_gradient_checkpointing") is not None and differ:
+        raise InputError(f"use_gradient_checkpointing with {CHECKPOINTING}: they contradict: leave one of them out")
     _one_of("stage", recipe.stage, ("sft",))
     _one_of("finetuning_type", recipe.finetuning_type, ("full", "lora"))
     if recipe.finetuning_type == "full":
-        lora_only = ("lora_target_modules", "lora_alpha", "lora_dropout", "lora_rank")
-        for key in (*lora_only, "load_in_4bit", "adapter_models", "train_convolution"):
+        for key in (*_LORA, "load_in_4bit", "adapter_models"):
             if values.get(key) not in (None, False):
                 raise InputError(f"{key} with finetuning_type: full: leave it out, or say finetuning_type: lora")
     elif recipe.training.get("fsdp"):  # under PEFT it finds the last norm by "Norm" in the name: NormHead
         raise InputError("fsdp with finetuning_type: lora: accelerate would shard the head twice: leave fsdp out")
+    for key in _LORA:
+        if recipe.adapter_models is not None and values.get(key) not in (None, False):
+            raise InputError(f"{key} with adapter_models: the adapter has its own: leave it out")
     if recipe.streaming and recipe.packing:
         raise InputError("streaming with packing: rows are packed from all documents: leave one of them out")
     if recipe.streaming and recipe.training.get("max_steps", -1) < 1:

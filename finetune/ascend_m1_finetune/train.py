@@ -25,7 +25,7 @@ from .recipe import Recipe
 from .report import write_report
 from .resume import starting_point
 from .trainer import M1Trainer, Measures
-from .training import WSD, training_arguments
+from .training import refusals, training_arguments, wsd_words
 
 
 def train(recipe: Recipe) -> M1Trainer:
@@ -36,24 +36,26 @@ def train(recipe: Recipe) -> M1Trainer:
             cannot be used.
     """
     arguments = training_arguments(recipe)
+    wsd = wsd_words(recipe, arguments)
     checkpoint = open_checkpoint(str(recipe.base))
     with arguments.main_process_first(desc="data and output folder"):
         data = training_data(recipe, checkpoint.tokenizer, arguments.seed)
         start = starting_point(recipe, arguments.process_index == 0)
         base = _base(recipe, checkpoint)
-    set_seed(arguments.seed)
+    with refusals():
+        set_seed(arguments.seed)
     with quiet():
         model = _adapted(_model(base, arguments, recipe), recipe)
-    wsd = (arguments.lr_scheduler_kwargs or {}) if recipe.training.get("lr_scheduler_type") == WSD else None
-    trainer = M1Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=checkpoint.tokenizer,
-        data_collator=None if recipe.packing else Padded(checkpoint.tokenizer.pad_token_id or 0),
-        callbacks=_callbacks(recipe),
-        wsd=wsd,
-    )
+    with refusals():
+        trainer = M1Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            processing_class=checkpoint.tokenizer,
+            data_collator=None if recipe.packing else Padded(checkpoint.tokenizer.pad_token_id or 0),
+            callbacks=_callbacks(recipe),
+            wsd=wsd,
+        )
     if start is not None:
         note(f"going on from {start}")
     trainer.train(resume_from_checkpoint=start)

@@ -17,6 +17,7 @@ from transformers.trainer_utils import sort_checkpoints
 
 from .schedule import wsd_lambda_lr
 from .sharding import shard_on_cpus
+from .training import refusals
 from .writing import usual_modes, writing
 
 PART = ".part"  # in the output folder, what is being written or removed
@@ -44,17 +45,24 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             shard_on_cpus(self.accelerator, FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args))
             self.is_fsdp_enabled = True
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """The Trainer's; InputError: it does not know the recipe's, or not its arguments."""
+        with refusals():
+            made: Optimizer = super().create_optimizer(*args, **kwargs)
+        return made
+
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """The schedule of this run."""
         if self.wsd is None:
-            made: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+            with refusals():
+                made: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
             return made
         schedule = wsd_lambda_lr(
             optimizer or self.optimizer,
             self.args.get_warmup_steps(num_training_steps),
             num_training_steps,
-            int(self.wsd.get("num_decay_steps", num_training_steps // 10)),
-            float(self.wsd.get("min_lr_ratio", 0.0)),
+            self.wsd.get("num_decay_steps", num_training_steps // 10),
+            self.wsd.get("min_lr_ratio", 0.0),
         )
         self.lr_scheduler, self._created_lr_scheduler = schedule, True
         return schedule

@@ -46,6 +46,7 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "eval_strategy": (("no",), f"{_EVALUATION}: leave it out, and ask the result"),
     **dict.fromkeys(("do_eval", "do_predict", "eval_on_start"), ((False,), f"{_EVALUATION}: leave it out")),
     "load_best_model_at_end": ((False,), f"{_EVALUATION}: leave it out"),
+    "use_liger_kernel": ((False,), "it has nothing for this model: leave it out"),
     "resize_vocab": ((False,), "the vocabulary stays as it is: leave it out"),
     "new_special_tokens": ((), "the vocabulary stays as it is: leave it out"),
     "save_safetensors": ((True,), "weights are written as safetensors: leave it out"),

@@ -210,6 +210,7 @@ def test_a_role_that_the_chat_template_refuses(tmp_path: Path) -> None:
     [
         ({"formating": "alpaca"}, "unknown key 'formating': did you mean 'formatting'"),
         ({"formatting": "csv"}, "formatting='csv': give one of alpaca, sharegpt, text, preference"),
+        ({"file_name": None}, "give local_path, a folder, and file_name, a .json or .jsonl in it"),
         ({"file_name": "none.json"}, "there is no file"),
         ({"num_samples": 0}, "num_samples=0: give 1 or more"),
         ({"columns": {"answer": "x"}}, "columns has 'answer': known are prompt"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from transformers import TrainingArguments
 
 from ascend_m1.errors import InputError
 from ascend_m1_finetune.recipe import KEYS, Recipe, read_recipe
-from ascend_m1_finetune.training import training_arguments
-from ascend_m1_finetune.words import RENAMED
+from ascend_m1_finetune.training import training_arguments, wsd_words
+from ascend_m1_finetune.words import CHECKPOINTING, RENAMED
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "finetune" / "recipes").glob("*.yaml"))
@@ -65,7 +68,8 @@ def test_every_key_of_openmind_is_taken_with_its_default(tmp_path: Path) -> None
     """Those that must be given, or are of LoRA alone, have a value."""
     defaults = yaml.safe_load((Path(__file__).parent / "openmind_keys.yaml").read_text())
     assert len(defaults) > 150
-    recipe = read(tmp_path, defaults | LEAST | {"finetuning_type": "lora", "do_train": True})
+    others = {key: value for key, value in defaults.items() if key != "gradient_checkpointing"}  # of two words for it
+    recipe = read(tmp_path, others | LEAST | {"finetuning_type": "lora", "do_train": True})
     arguments = training_arguments(recipe)
     assert (arguments.num_train_epochs, arguments.max_steps, arguments.learning_rate) == (3, -1, 5e-5)
     for key, value in defaults.items():
@@ -158,6 +162,27 @@ def test_no_is_a_strategy_although_yaml_reads_it_as_false(tmp_path: Path) -> Non
         ({"streaming": True}, "streaming without max_steps"),
         ({"streaming": True, "packing": True, "max_steps": 3}, "streaming with packing"),
         ({"bf16": True, "fp16": True}, "bf16 and fp16: give one of them"),
+        ({"cutoff_len": math.inf}, "cutoff_len: inf: give a whole number"),
+        ({"cutoff_len": math.nan}, "cutoff_len: nan: give a whole number"),
+        ({"cutoff_len": True}, "cutoff_len: True: give a whole number"),
+        ({"cutoff_len": [1]}, "cutoff_len: [1]: give a whole number"),
+        ({"lora_rank": {"a": 1}}, "lora_rank: {'a': 1}: give a whole number"),
+        ({"learning_rate": math.inf}, "learning_rate: inf: give a number"),
+        ({"learning_rate": datetime.date(2024, 1, 1)}, "learning_rate: datetime.date(2024, 1, 1): give a number"),
+        ({"output_dir": True}, "output_dir: True: give text"),
+        ({"dataset": ["a"]}, "dataset: ['a']: give text"),
+        ({"report_to": False}, "report_to: False: give text or a list"),
+        ({"include_for_metrics": "x"}, "include_for_metrics: 'x': give a list"),
+        ({"parallelism_config": {"tp": 2}}, "parallelism_config: {'tp': 2}: give nothing"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: 0: give 1 or more"),
+        ({"lora_alpha": 0, "finetuning_type": "lora"}, "lora_alpha: 0: give 1 or more"),
+        ({"warmup_ratio": 1}, "warmup_ratio: 1: give less than 1, or warmup_steps"),
+        ({"finetuning_type": "lora", "adapter_models": "x", "lora_rank": 4}, "lora_rank with adapter_models"),
+        ({"finetuning_type": "lora", "adapter_models": "x", "lora_target_modules": "mlp"}, "lora_target_modules with"),
+        (
+            {"use_gradient_checkpointing": True, "gradient_checkpointing": False},
+            f"use_gradient_checkpointing with {CHECKPOINTING}: they contradict",
+        ),
         ({"adaptive_update_factor": 4, "max_grad_norm": 1.0}, "adaptive_update_factor with max_grad_norm"),
     ],
 )
@@ -174,6 +199,7 @@ def test_mistakes(change: dict[str, Any], message: str, tmp_path: Path) -> None:
         ("- a list", "holds no keys"),
         ("", "holds no keys"),
         ("a: [1", "line 1: not YAML"),
+        ("[a]: 1", "line 1: not YAML"),
         ("dataset: a\ndataset: b", "line 2: not YAML (dataset stands twice)"),
     ],
 )
@@ -188,9 +214,45 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_recipe(tmp_path / "none.yaml")
 
 
-def test_what_the_trainer_refuses_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the Trainer refuses the recipe: .*sometimes"):
-        training_arguments(read(tmp_path, LEAST | {"save_strategy": "sometimes"}))
+@pytest.mark.parametrize("word", ["fsdp_config={version: 2", "output_dir=@x", "fsdp_config={a: 1, a: 2}"])
+def test_a_change_that_is_not_yaml(word: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(f"{word}: not YAML (")):
+        read(tmp_path, LEAST, word)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"save_strategy": "sometimes"}, r"the Trainer refuses the recipe: .*sometimes"),
+        ({"report_to": "tensorbord"}, "report_to: 'tensorbord': unknown or not installed: install it, or say none"),
+    ],
+)
+def test_what_the_trainer_refuses_is_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        training_arguments(read(tmp_path, LEAST | change))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_decay_step": 5}, "lr_scheduler_kwargs has 'num_decay_step': did you mean 'num_decay_steps'?"),
+        ({"a": 5}, "lr_scheduler_kwargs has 'a': wsd knows num_decay_steps and min_lr_ratio"),
+        ({"num_decay_steps": "ten"}, "lr_scheduler_kwargs: num_decay_steps: 'ten': give a whole number"),
+        ({"num_decay_steps": [5]}, "lr_scheduler_kwargs: num_decay_steps: [5]: give a whole number"),
+    ],
+)
+def test_mistakes_in_the_words_of_wsd(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    recipe = read(tmp_path, LEAST | {"lr_scheduler_type": "wsd", "lr_scheduler_kwargs": given})
+    with pytest.raises(InputError) as caught:
+        wsd_words(recipe, training_arguments(recipe))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("key", ["use_gradient_checkpointing", "gradient_checkpointing", "activation_checkpointing"])
+@pytest.mark.parametrize("value", [True, False])
+def test_each_word_for_checkpointing_is_what_it_says(key: str, value: bool, tmp_path: Path) -> None:
+    if key in KEYS:  # the newest versions of transformers have the third
+        assert getattr(training_arguments(read(tmp_path, LEAST | {key: value})), CHECKPOINTING) is value
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

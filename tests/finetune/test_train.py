@@ -279,7 +279,10 @@ def test_what_does_not_change_the_updates_may_change(begun: Path) -> None:
         ({"model_name_or_path": "none", "model_id": None}, "model none does not exist"),
         ({"lora_target_modules": "q_prj"}, "LoRA target 'q_prj': did you mean q_proj?"),
         ({"custom_dataset_info": "none.json"}, "custom_dataset_info none.json: No such file or directory"),
-        ({"adapter_models": "none"}, "adapter_models none: give a folder with adapter_config.json"),
+        ({"adapter_models": "none", "lora_rank": None}, "adapter_models none: give a folder with adapter_config.json"),
+        ({"optim": "adamw_bnb_8bit"}, "the Trainer refuses the recipe: "),
+        ({"lr_scheduler_kwargs": {"nope": 5}}, "the Trainer refuses the recipe: "),
+        ({"seed": 2**40}, "the Trainer refuses the recipe: Seed must be between 0 and 2**32 - 1"),
         ({"resume_from_checkpoint": "none"}, "resume_from_checkpoint none: holds no trainer_state.json"),
     ],
 )

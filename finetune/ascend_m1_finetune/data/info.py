@@ -104,7 +104,7 @@ def _source(name: str, info: Path, entry: dict[str, Any]) -> Source:
         if key not in _KEYS:
             near = difflib.get_close_matches(key, _KEYS, 1)
             raise InputError(f"{where}: unknown key {key!r}: {f'did you mean {near[0]!r}' if near else _KEYS}")
-    if "local_path" not in entry or "file_name" not in entry:
+    if not all(isinstance(entry.get(key), str) for key in ("local_path", "file_name")):
         raise InputError(f"{where}: give local_path, a folder, and file_name, a .json or .jsonl in it")
     form = entry.get("formatting", "alpaca")
     if form not in FORMS:
