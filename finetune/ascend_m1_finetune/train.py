@@ -18,7 +18,7 @@ from ascend_m1.quantization.scheme import Scheme
 from ascend_m1.quantization.write import quantise_checkpoint
 
 from .adaptive import AdaptiveUpdate
-from .data import Padded, training_data
+from .data import Padded, stacked, training_data
 from .lora import add_lora
 from .qlora import quantised_base
 from .recipe import Recipe
@@ -52,7 +52,7 @@ def train(recipe: Recipe) -> M1Trainer:
             args=arguments,
             train_dataset=data,
             processing_class=checkpoint.tokenizer,
-            data_collator=None if recipe.packing else Padded(checkpoint.tokenizer.pad_token_id or 0),
+            data_collator=stacked if recipe.packing else Padded(checkpoint.tokenizer.pad_token_id or 0),
             callbacks=_callbacks(recipe),
             wsd=wsd,
         )

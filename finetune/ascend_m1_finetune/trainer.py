@@ -45,6 +45,12 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             shard_on_cpus(self.accelerator, FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args))
             self.is_fsdp_enabled = True
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; of packed rows the mask was for the count of tokens alone."""
+        packed = "position_ids" in inputs
+        given = {key: value for key, value in inputs.items() if not (packed and key == "attention_mask")}
+        return super().compute_loss(model, given, *args, **kwargs)
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """The Trainer's; InputError: it does not know the recipe's, or not its arguments."""
         with refusals():

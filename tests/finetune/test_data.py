@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import InputError
-from ascend_m1_finetune.data import Padded, training_data
+from ascend_m1_finetune.data import Padded, stacked, training_data
 from ascend_m1_finetune.data.files import rows
 from ascend_m1_finetune.data.info import sources
 from ascend_m1_finetune.data.template import chat_document
+from ascend_m1_finetune.packing import document, pack_documents
 from ascend_m1_finetune.recipe import Recipe
 
 TOKENIZER: Any = open_checkpoint(str(EMBEDDED)).tokenizer
@@ -257,6 +259,16 @@ def test_packed_rows_hold_all_documents(tmp_path: Path) -> None:
     packed = training_data(Recipe(**{**vars(recipe), "packing": True, "cutoff_len": 64}), TOKENIZER, 0)
     assert len(packed) < len(items)
     assert int((packed.labels != -100).sum()) == sum(label != -100 for item in items for label in item["labels"])
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=8), st.integers(9, 14))
+def test_the_mask_of_packed_rows_is_their_documents(sizes: list[int], length: int) -> None:
+    documents = [document([([1] * (size - 1), False), ([2], True)]) for size in sizes]
+    packed = pack_documents(documents, length, pad_id=2)
+    batch = stacked([packed[row] for row in range(len(packed))])
+    assert int(batch["attention_mask"].sum()) == sum(sizes)
+    assert not (batch["attention_mask"].diff(dim=1) > 0).any()  # the tail is at the end
+    assert all(torch.equal(batch[name], getattr(packed, name)) for name in ("input_ids", "labels", "position_ids"))
 
 
 def test_the_collator_pads_at_the_end() -> None:

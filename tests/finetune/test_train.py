@@ -20,7 +20,10 @@ from safetensors.torch import load_file
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli import main
+from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.cli.options import EMBEDDED
+from ascend_m1_finetune.data import training_data
+from ascend_m1_finetune.recipe import read_recipe
 
 from .. import forks
 
@@ -121,6 +124,17 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(changes: dict
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert losses("resumed/checkpoint-12") == losses("whole/checkpoint-12")
+
+
+def test_tokens_are_counted_without_padding(place: Path) -> None:
+    """The same, however the rows are laid out; neither the tail of a packed row nor padding counts."""
+    counts = []
+    for changes in ({"packing": True, "cutoff_len": 40}, {}):
+        assert train(max_steps=-1, num_train_epochs=1, save_strategy="epoch", overwrite_output_dir=True, **changes) == 0
+        (last,) = Path("out").glob("checkpoint-*")
+        counts.append(state(last)["num_input_tokens_seen"])
+    data = training_data(read_recipe(Path("recipe.yaml")), open_checkpoint(str(EMBEDDED)).tokenizer, 42)
+    assert counts == [sum(len(item["input_ids"]) for item in data)] * 2
 
 
 RESUMING = ["train", "recipe.yaml", "output_dir=out"]

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import datasets
+import torch
 from datasets.exceptions import DatasetGenerationError
+from torch import Tensor
 
 from ascend_m1.cli.options import note
 from ascend_m1.errors import AscendM1Error, InputError
@@ -60,6 +62,19 @@ class Padded:
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Items with ``input_ids`` and ``labels`` -> tensors [B, longest], see ``pad_documents``."""
         return pad_documents([Document(tuple(item["input_ids"]), tuple(item["labels"])) for item in items], self.pad_id)
+
+
+def stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A collator of packed rows, each of tensors [L] -> tensors [B, L].
+
+    ``attention_mask`` is there for the Trainer to count tokens by: 0 in the tail, the one document without an answer.
+    ``M1Trainer`` keeps it from the model, to which the tail is a document like others.
+    """
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    number = (batch["position_ids"] == 0).cumsum(1)
+    last = number == number[:, -1:]
+    learns = ((batch["labels"] != IGNORED) & last).any(1, keepdim=True)
+    return {**batch, "attention_mask": (~last | learns).long()}
 
 
 def _documents(found: list[Source], tokenizer: Any, length: int, seed: int) -> Iterator[dict[str, Any]]:
