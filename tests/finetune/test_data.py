@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -130,15 +131,37 @@ def test_a_json_list_is_read_like_json_lines(indent: int | None, tmp_path: Path)
         ]
 
 
-def test_a_row_is_cut_at_its_end_and_left_out_without_an_answer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = write(tmp_path, [ALPACA, ALPACA | {"instruction": "What is J45? " * 30}])
-    whole_row = only(Recipe(**{**vars(recipe), "cutoff_len": 40}))
-    assert learnt(whole_row) == "Asthma</s>"
-    assert "1 rows are longer than cutoff_len=40: their ends are left out" in capsys.readouterr().err
-    with pytest.raises(InputError, match="no row has an answer within cutoff_len=4"):
+def test_rows_that_are_cut_or_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each time that the data is used, kept tokens or not."""
+    found = [ALPACA, ALPACA | {"output": "Asthma " * 40}, *[ALPACA | {"instruction": "What is J45? " * 30}] * 2]
+    recipe = Recipe(**{**vars(write(tmp_path, found)), "cutoff_len": 40})
+    lines = ["1 rows are longer than cutoff_len=40: their ends are left out"]
+    lines += ["2 rows are left out: no answer within cutoff_len=40"]
+    for streaming in (False, False, True):
+        items = list(training_data(Recipe(**{**vars(recipe), "streaming": streaming}), TOKENIZER, 0))
+        assert learnt(items[0]) == "Asthma</s>"
+        assert [len(item["input_ids"]) == 40 for item in items] == [False, True]
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ascend-m1: ")]
+        assert said == [f"ascend-m1: {line}" for line in lines]
+    with pytest.raises(InputError, match="rows: no row has an answer within cutoff_len=4"):
         training_data(Recipe(**{**vars(recipe), "cutoff_len": 4}), TOKENIZER, 0)
+
+
+def test_a_tokenizer_without_a_chat_template(tmp_path: Path) -> None:
+    plain = copy.deepcopy(TOKENIZER)
+    plain.chat_template = None
+    with pytest.raises(
+        InputError, match=r"model .*m1_icd10: has no chat_template for conversations: give one, or form"
+    ):
+        training_data(write(tmp_path, [ALPACA]), plain, 0)
+    assert len(training_data(write(tmp_path, [{"text": "x"}], formatting="text"), plain, 0)) == 1
+
+
+def test_a_template_that_fails_in_another_way(tmp_path: Path) -> None:
+    odd = copy.deepcopy(TOKENIZER)
+    odd.chat_template = "{{ messages[0]['content'] + 1 }}"
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 1: the chat template refuses the conversation \(can only"):
+        training_data(write(tmp_path, [ALPACA]), odd, 0)
 
 
 def turns(*pairs: tuple[str, str]) -> dict[str, Any]:
@@ -153,6 +176,8 @@ def turns(*pairs: tuple[str, str]) -> dict[str, Any]:
         ("alpaca", ALPACA | {"history": "x"}, "history: give a list of [question, answer]"),
         ("alpaca", ALPACA | {"history": [["x"]]}, "history: ['x']: give a question and an answer"),
         ("alpaca", '{"instruction": ', "not JSON (Expecting value, character 16): mend it"),
+        ("alpaca", ALPACA | {"output": "a \ud83d"}, "\\ud83d is half of a character: mend the text"),
+        ("text", {"text": "\udc00"}, "\\udc00 is half of a character: mend the text"),
         ("alpaca", "[1]", "a row must be an object, not list"),
         ("sharegpt", {"conversations": []}, "conversations: give a list of turns"),
         ("sharegpt", turns(("gpt", "x")), "turn 1: assistant after nothing: expected system or user"),

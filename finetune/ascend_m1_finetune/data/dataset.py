@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,7 +26,7 @@ from .forms import conversation
 from .info import Source, sources
 from .template import chat_document, text_documents
 
-_FORMAT = 1  # of what is kept on disk; another number makes it anew
+_FORMAT = 2  # of what is kept on disk; another number makes it anew
 
 
 def training_data(recipe: Recipe, tokenizer: Any, seed: int) -> Any:
@@ -33,13 +36,16 @@ def training_data(recipe: Recipe, tokenizer: Any, seed: int) -> Any:
         InputError: a file, a row of it (with its line) or an entry of a dataset-info file cannot be used.
     """
     found = sources(str(recipe.dataset), recipe.custom_dataset_info)
+    if tokenizer.chat_template is None and any(source.form != "text" for source in found):
+        raise InputError(f"model {recipe.base}: has no chat_template for conversations: give one, or formatting: text")
     arguments = {"found": found, "tokenizer": tokenizer, "length": recipe.cutoff_len, "seed": seed}
     if recipe.streaming:
-        return datasets.IterableDataset.from_generator(_documents, gen_kwargs=arguments)
+        return datasets.IterableDataset.from_generator(_streamed, gen_kwargs=arguments)
+    counts: Counter[str] = Counter()  # empty where the tokens are there already
     try:
         kept = datasets.Dataset.from_generator(
             _documents,
-            gen_kwargs=arguments,
+            gen_kwargs={**arguments, "counts": counts},
             cache_dir=recipe.cache_dir,
             fingerprint=_fingerprint(found, tokenizer, recipe.cutoff_len, seed),
         )
@@ -47,6 +53,14 @@ def training_data(recipe: Recipe, tokenizer: Any, seed: int) -> Any:
         if isinstance(error.__cause__, AscendM1Error):
             raise error.__cause__ from None
         raise
+    beside = Path(kept.cache_files[0]["filename"]).with_suffix(".json")
+    if counts:
+        part = beside.with_suffix(".part")
+        part.write_text(json.dumps(counts), encoding="utf-8")
+        os.replace(part, beside)
+    elif beside.is_file():  # not if the process that made the tokens was killed right after
+        counts.update(json.loads(beside.read_text(encoding="utf-8")))
+    _say(counts, recipe.cutoff_len)
     if not recipe.packing:
         return kept
     items = [Document(tuple(item["input_ids"]), tuple(item["labels"])) for item in kept]
@@ -77,22 +91,37 @@ def stacked(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {**batch, "attention_mask": (~last | learns).long()}
 
 
-def _documents(found: list[Source], tokenizer: Any, length: int, seed: int) -> Iterator[dict[str, Any]]:
-    count = cut = 0
+def _documents(
+    found: list[Source], tokenizer: Any, length: int, seed: int, counts: Counter[str]
+) -> Iterator[dict[str, Any]]:
     for source in found:
+        before = counts["kept"]
         for where, row in _chosen(source, seed):
             for item in _tokenised(source, where, row, tokenizer, length):
-                cut += len(item.input_ids) > length
                 labels = item.labels[:length]
-                if any(label != IGNORED for label in labels):
-                    count += 1
-                    yield {"input_ids": item.input_ids[:length], "labels": labels}
-    if not count:
-        raise InputError(
-            f"{', '.join(source.name for source in found)}: no row has an answer within cutoff_len={length}"
-        )
-    if cut:
-        note(f"{cut} rows are longer than cutoff_len={length}: their ends are left out")
+                if all(label == IGNORED for label in labels):
+                    counts["dropped"] += 1
+                    continue
+                counts["kept"] += 1
+                counts["cut"] += len(item.input_ids) > length
+                yield {"input_ids": item.input_ids[:length], "labels": labels}
+        if counts["kept"] == before:
+            raise InputError(f"{source.name}: no row has an answer within cutoff_len={length}")
+
+
+def _streamed(length: int, **arguments: Any) -> Iterator[dict[str, Any]]:
+    counts: Counter[str] = Counter()
+    yield from _documents(length=length, counts=counts, **arguments)
+    _say(counts, length)
+
+
+def _say(counts: Counter[str], length: int) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # torchrun starts several, which read the same
+        return
+    if counts["cut"]:
+        note(f"{counts['cut']} rows are longer than cutoff_len={length}: their ends are left out")
+    if counts["dropped"]:
+        note(f"{counts['dropped']} rows are left out: no answer within cutoff_len={length}")
 
 
 def _chosen(source: Source, seed: int) -> Iterable[Row]:
@@ -104,6 +133,12 @@ def _chosen(source: Source, seed: int) -> Iterable[Row]:
 
 def _tokenised(source: Source, where: str, row: dict[str, Any], tokenizer: Any, length: int) -> Iterator[Document]:
     content = conversation(source, where, row)
+    for text in [content] if isinstance(content, str) else [message["content"] for message in content]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"{ord(text[error.start]):04x}"
+            raise InputError(f"{where}: \\u{half} is half of a character: mend the text") from None
     if isinstance(content, str):
         yield from text_documents(tokenizer, content, length)
         return

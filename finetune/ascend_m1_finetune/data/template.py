@@ -57,6 +57,6 @@ def text_documents(tokenizer: Any, text: str, length: int) -> Iterator[Document]
 def _ids(tokenizer: Any, messages: Conversation, ask: bool) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:  # it is a program, which may fail in many ways
         raise InputError(f"the chat template refuses the conversation ({error})") from None
     return chat_ids(tokenizer, text)
