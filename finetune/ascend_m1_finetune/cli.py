@@ -7,8 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ascend_m1.cli import out_of_memory
 from ascend_m1.cli.options import note, require_extra
+from ascend_m1.errors import InputError
 
+_LESS = (
+    "lower per_device_train_batch_size or cutoff_len, leave use_gradient_checkpointing on, say load_in_4bit with LoRA, "
+    "or share all weights among devices by fsdp or deepspeed; see `ascend-m1 plan`"
+)
 _NEEDED = ("accelerate", "datasets", "matplotlib", "peft", "yaml")
 
 
@@ -29,6 +35,15 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The recipe is looked at before anything is loaded."""
     require_extra("finetune", _NEEDED)
+    try:
+        return _run(arguments)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"out of memory: {_LESS}") from error
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from .recipe import read_recipe
 
     recipe = read_recipe(Path(arguments.recipe), arguments.changes)

@@ -17,13 +17,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli import main
 from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1_finetune.data import training_data
-from ascend_m1_finetune.recipe import read_recipe
+from ascend_m1_finetune.recipe import Recipe, read_recipe
 
 from .. import forks
 
@@ -305,3 +306,18 @@ def test_mistakes_are_one_line_and_status_2(
 ) -> None:
     assert train(**changes) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"ascend-m1: error: {message}")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("NPU out of memory. Tried to allocate")])
+def test_too_little_memory_names_what_the_recipe_can_change(
+    error: BaseException, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(recipe: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ascend_m1_finetune.train.train", fail)
+    assert train() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ascend-m1: error: out of memory: lower per_device_train_batch_size or cutoff_len, leave")
+    for key in ("per_device_train_batch_size", "cutoff_len", "use_gradient_checkpointing", "load_in_4bit"):
+        assert key in Recipe.__dataclass_fields__ or key in TrainingArguments.__dataclass_fields__
