@@ -14,11 +14,15 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+GROUP = "baichuan_m1"
 _AWAITED = "openmind.flow.model.model_registry"
 
 
 class _Registry(Loader):
-    """Loads openMind's table as its own loader does, then fills it."""
+    """Loads openMind's table as its own loader does, then adds to it, unless it knows the model itself.
+
+    An openMind that does not take it, being newer than the one that this was tried with, goes on without.
+    """
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -28,9 +32,14 @@ class _Registry(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        from .register import register
+        if GROUP in getattr(module, "SUPPORTED_MODEL_GROUPS", ()):
+            return
+        try:
+            from .register import register
 
-        register()
+            register()
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            print(f"ascend-m1: openMind is not told of {GROUP} ({error}): use openmind 1.0.0", file=sys.stderr)
 
 
 class _Finder(MetaPathFinder):

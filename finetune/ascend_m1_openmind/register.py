@@ -10,9 +10,9 @@ from openmind.flow.datasets.template import TEMPLATES, Template
 from openmind.flow.model.model_registry import register_model_group
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from . import GROUP
 from .baichuan_m1 import BaichuanM1Config, BaichuanM1ForCausalLM, BaichuanTokenizer
 
-GROUP = "baichuan_m1"
 TARGETS = "W_pack, o_proj, gate_proj, up_proj, down_proj"
 
 
@@ -22,15 +22,25 @@ class ChatTemplate(Template):  # type: ignore[misc, unused-ignore]
     def encode(
         self, tokenizer: Any, messages: list[dict[str, str]], datasets_args: Any
     ) -> list[tuple[list[int], list[int]]]:
-        """Messages that alternate -> (tokens before an answer, the answer's), for each; openMind learns the latter."""
+        """Messages that alternate -> (tokens before an answer, the answer's), for each; openMind learns the latter.
+
+        As ``ascend-m1 train`` does it: a template that does not end an answer with a special token gets the end token.
+
+        Raises:
+            ValueError: the template writes an answer otherwise than it asks for it, or changes earlier turns.
+        """
         encoded: list[list[int]] = []
-        done = 0
+        before: list[int] = []
         for index in range(1, len(messages), 2):
             for turns, ask in ((messages[:index], True), (messages[: index + 1], False)):
                 text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
                 ids = tokenizer.encode(text, add_special_tokens=False)
-                encoded.append(ids[done:])
-                done = len(ids)
+                if ids[: len(before)] != before or len(ids) == len(before):
+                    raise ValueError("the chat template changes what it wrote before: these turns cannot be learnt")
+                encoded.append(ids[len(before) :])
+                before = ids
+        if encoded and encoded[-1][-1] not in tokenizer.all_special_ids:
+            encoded[-1] = [*encoded[-1], tokenizer.eos_token_id]
         pairs: list[tuple[list[int], list[int]]] = self._make_pairs(
             encoded, datasets_args.cutoff_len, datasets_args.reserved_label_len
         )
@@ -49,6 +59,6 @@ def register() -> None:
 def _embedded() -> Path:
     """The embedded checkpoint's folder, found without importing the package, which needs transformers 5."""
     spec = importlib.util.find_spec("ascend_m1")
-    assert spec is not None
-    assert spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise ImportError("the package ascend_m1 is not installed beside it")
     return Path(spec.origin).parent / "checkpoints" / "m1_icd10"
