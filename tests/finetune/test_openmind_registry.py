@@ -42,7 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / package / "__init__.py").touch()
     (tmp_path / "openmind/flow/datasets/template.py").write_text(TEMPLATE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    others = [finder for finder in sys.meta_path if type(finder).__module__ != "ascend_m1_openmind"]
+    monkeypatch.setattr(sys, "meta_path", others)  # each test waits for openMind anew, or not
     yield tmp_path
     for name in [
         name for name in sys.modules if name.split(".")[0] == "openmind" or name == "ascend_m1_openmind.register"
