@@ -101,9 +101,9 @@ async def _stop_if_it_fails(engine: Engine) -> None:
 
 def applications(front: Front, service: Service) -> list[tuple[Any, Address]]:
     """One for each address, with the planes that it has."""
-    options = ApiOptions(service.key, service.max_body)
     found = []
     for address in dict.fromkeys(service.addresses.values()):
         planes = [plane for plane, own in service.addresses.items() if own == address]
+        options = ApiOptions(service.key, service.max_body, local=address.local)
         found.append((create_app(front, options, service.settings, planes), address))
     return found

@@ -23,7 +23,7 @@ from . import (
     operation,
     page,
 )
-from .guards import AnswerFailures, LimitBodies, LogRequests, RequireKey
+from .guards import AnswerFailures, LimitBodies, LogRequests, RefuseOtherPages, RequireKey
 from .mindie_common import MindieSettings, error_response
 
 Plane = Literal["service", "management", "metrics"]
@@ -43,11 +43,13 @@ class ApiOptions:
     Attributes:
         key: that requests must bring; None: none.
         max_body: bytes of a request. body_seconds: in which they must come.
+        local: only this machine reaches it.
     """
 
     key: str | None = None
     max_body: int = 4 * 2**20
     body_seconds: float = 60
+    local: bool = False
 
 
 def create_app(
@@ -75,7 +77,9 @@ def create_app(
     for router in families:
         app.include_router(router)
     app.add_middleware(LimitBodies, limit=options.max_body, seconds=options.body_seconds)
-    if options.key is not None:
+    if options.key is None:  # no page of another site knows a key
+        app.add_middleware(RefuseOtherPages, local=options.local)
+    else:
         app.add_middleware(RequireKey, key=options.key)
     app.add_middleware(AnswerFailures)
     app.add_middleware(LogRequests)  # the outermost: it sees what the others refuse

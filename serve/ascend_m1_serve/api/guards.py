@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import time
 import uuid
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +20,7 @@ access = logging.getLogger("ascend_m1_serve.access")
 # Without a key: for people, probes and monitors. To read only: POST / generates.
 OPEN_PATHS = {"/", "/health", "/ready", "/metrics"}
 READING = {"GET", "HEAD"}
+STOP_PATH = "/stopService"  # MindIE stops by GET
 DROPPED = 64 * 2**20  # bytes of a body that is too large: read before it is refused
 NOTES = "ascend_m1"  # of a request, in its scope: what a route adds to the log line
 
@@ -80,6 +83,51 @@ class RequireKey:
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+class RefuseOtherPages:
+    """Answers 403 to requests with an effect that a browser sends for a page of another site, which needs no leave.
+
+    A browser tells by ``Sec-Fetch-Site``; an older one, or over plain HTTP to another machine, by ``Origin`` alone,
+    which is then held against ``Host``. Where only this machine is listened to, ``Host`` must be a name of it: a page
+    can have its own name lead here. Other clients send neither header and are not asked for more.
+    """
+
+    def __init__(self, app: ASGIApp, local: bool) -> None:
+        self._app, self._local = app, local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._allowed(scope):
+            text = "asked by a page of another site: use this server's own, set an API key, or let the proxy keep Host"
+            await error_response(ApiError(403, text))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _allowed(self, scope: Scope) -> bool:
+        reading = scope["method"] in READING
+        if reading and scope["path"] != STOP_PATH:
+            return True
+        headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+        site, origin, host = (headers.get(name) for name in (b"sec-fetch-site", b"origin", b"host"))
+        if site is not None:
+            return site in ("same-origin", "none")  # none: the user's own doing
+        if origin is None and not reading:
+            return True
+        own = origin is None or origin.partition("://")[2] == host
+        return own and (not self._local or _names_this_machine(host or ""))
+
+
+def _names_this_machine(host: str) -> bool:
+    """Whether a Host header is an address, which no page can claim, or localhost."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+    return True
 
 
 class AnswerFailures:

@@ -15,6 +15,7 @@ from ..mindie import requests as form
 from ..protocol import Sampling
 from ..server import stop_serving
 from .bodies import read_object
+from .guards import STOP_PATH
 from .mindie_common import MindieError, MindieSettings, answered, guarded
 from .mindie_triton import adapter_of
 from .openapi import MINDIE_ERRORS, TEXT, members, operation
@@ -200,7 +201,7 @@ def _control(router: APIRouter, front: Front) -> None:
     async def role(role: str) -> Response:
         raise MindieError(400, "Bad Request", "prefill and decode run on one server here: it has no other role")
 
-    @router.get("/stopService", response_class=Response)
+    @router.get(STOP_PATH, response_class=Response)
     @guarded
     async def stop(mode: str = "") -> Response:
         if front.draining:
