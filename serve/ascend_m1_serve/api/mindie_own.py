@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from ascend_m1.errors import InputError
 
@@ -29,7 +29,6 @@ from .mindie_common import (
     reader,
     sampling_of,
 )
-from .openai_common import note_usage
 from .openapi import FLAG, IDS, MINDIE_ERRORS, TEXT, Schema, family_body, members, operation
 
 ANSWER = members(generated_text="string", details="object")
@@ -100,10 +99,9 @@ async def run(
     (answer,) = front.submit(ids, sampling, priority=values.get("priority", 5))
     read = reader(settings, values.get("timeout"))
     if stream:
-        events = infer_events(request, front, settings, answer, bool(values.get("details")), seed, read)
-        return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
+        events = infer_events(settings, answer, bool(values.get("details")), seed, read)
+        return sse.Events(front, [answer], events)
     done = await finished(request, front, [answer], read)
-    note_usage(request, [answer])
     if not done:
         return Response(status_code=499)
     return answered({"generated_text": answer.text, "details": details(answer, seed)})
@@ -120,8 +118,8 @@ def details(answer: Answer, seed: int | None) -> dict[str, Any]:
 
 
 async def infer_events(
-    request: Request, front: Front, settings: MindieSettings, answer: Answer, full: bool, seed: int | None, read: Any
-) -> AsyncIterator[bytes]:
+    settings: MindieSettings, answer: Answer, full: bool, seed: int | None, read: Any
+) -> AsyncGenerator[bytes, None]:
     """One for each token with its time; the last has the whole text."""
     first = True
     try:
@@ -140,6 +138,3 @@ async def infer_events(
             yield sse.event(found)
     except Exception as error:
         yield str(as_mindie_error(error)).encode("utf-8", "replace")
-    finally:
-        note_usage(request, [answer])
-        front.close([answer])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -27,7 +27,6 @@ from .mindie_common import (
     reader,
     sampling_of,
 )
-from .openai_common import note_usage
 from .openapi import MINDIE_ERRORS, TEXT, family_body, members, operation
 
 NUL, NUL_ENDED = b"\0", "text/plain"  # no JSON as a whole
@@ -99,18 +98,15 @@ async def vllm(request: Request, front: Front, settings: MindieSettings, content
     )
     read = reader(settings, None)
     if values.get("stream", False):
-        return StreamingResponse(vllm_events(request, front, settings, answers, read), media_type=NUL_ENDED)
+        return sse.Events(front, answers, vllm_events(settings, answers, read), NUL_ENDED)
     pieces = await sse.whole(request, front, answers, read)
-    note_usage(request, answers)
     if pieces is None:
         return Response(status_code=499)
     chosen = likeliest(answers, pieces, candidates, count)
     return answered({"text": [form.joined([prompt, answer.text]) for answer, _ in chosen]})
 
 
-async def vllm_events(
-    request: Request, front: Front, settings: MindieSettings, answers: list[Answer], read: Any
-) -> AsyncIterator[bytes]:
+async def vllm_events(settings: MindieSettings, answers: list[Answer], read: Any) -> AsyncGenerator[bytes, None]:
     """New text of every answer in turn, each event ended by NUL; an answer without text is one event."""
     try:
         for answer in answers:
@@ -119,9 +115,6 @@ async def vllm_events(
                     yield sse.dump({"text": [answer.text if settings.full_text else piece.text]}) + NUL
     except Exception as error:
         yield str(as_mindie_error(error)).encode("utf-8", "replace")
-    finally:
-        note_usage(request, answers)
-        front.close(answers)
 
 
 async def tgi(
@@ -150,10 +143,9 @@ async def tgi(
     )
     read, seed = reader(settings, None), None if sampling.temperature == 0 else sampling.seed
     if stream:
-        events = tgi_events(request, front, settings, answer, values, seed, read, prompt)
-        return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
+        events = tgi_events(settings, answer, values, seed, read, prompt)
+        return sse.Events(front, [answer], events)
     done = await finished(request, front, [answer], read)
-    note_usage(request, [answer])
     if not done:
         return Response(status_code=499)
     found: dict[str, Any] = {"generated_text": whole_text(prompt, answer, values)}
@@ -180,15 +172,13 @@ def token(index: int) -> dict[str, Any]:
 
 
 async def tgi_events(
-    request: Request,
-    front: Front,
     settings: MindieSettings,
     answer: Answer,
     values: Mapping[str, Any],
     seed: int | None,
     read: Any,
     prompt: str,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """One for each token; the last has the whole text and, if asked for, details. No end mark."""
     try:
         async for piece in read(answer):
@@ -210,6 +200,3 @@ async def tgi_events(
             yield sse.event(found)
     except Exception as error:
         yield str(as_mindie_error(error)).encode("utf-8", "replace")
-    finally:
-        note_usage(request, [answer])
-        front.close([answer])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -30,7 +30,6 @@ from .mindie_common import (
     reader,
     sampling_of,
 )
-from .openai_common import note_usage
 from .openapi import IDS, MINDIE_ERRORS, TEXT, family_body, members, operation
 
 TEXT_BODY = family_body(form.TRITON, True, text_input=TEXT)
@@ -180,7 +179,6 @@ async def watched(
     try:
         return await finished(request, front, [answer], reader(settings, values.get("timeout")))
     finally:
-        note_usage(request, [answer])
         forget(running, identity, answer)
 
 
@@ -206,8 +204,8 @@ async def text(
     ids = await front.text_ids(form.text("text_input", content))
     answer, values, identity, _ = submitted(front, model, content, form.parameters(content), ids)
     if stream:
-        events = text_events(request, front, settings, model, answer, values, identity, running)
-        return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
+        events = text_events(front, settings, model, answer, values, identity, running)
+        return sse.Events(front, [answer], events)
     done = await watched(request, front, settings, answer, values, identity, running)
     if not done:
         return Response(status_code=499)
@@ -234,7 +232,6 @@ def head(identity: str, model: str, output: str) -> dict[str, Any]:
 
 
 async def text_events(
-    request: Request,
     front: Front,
     settings: MindieSettings,
     model: str,
@@ -242,7 +239,7 @@ async def text_events(
     values: Mapping[str, Any],
     identity: str,
     running: dict[str, list[Answer]],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """One for each piece of text; no space after the colon, no end mark."""
     if identity:
         running.setdefault(identity, []).append(answer)
@@ -270,5 +267,3 @@ async def text_events(
         yield str(as_mindie_error(error)).encode("utf-8", "replace")
     finally:
         forget(running, identity, answer)
-        note_usage(request, [answer])
-        front.close([answer])

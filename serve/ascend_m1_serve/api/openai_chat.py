@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from ascend_m1.errors import InputError
 
@@ -19,7 +19,7 @@ from . import sse
 from .bodies import read
 from .choices import likeliest
 from .mindie_common import MindieSettings
-from .openai_common import REASONS, failure, head, note_usage, reading, sampling_of, submitted, usage
+from .openai_common import REASONS, failure, head, reading, sampling_of, submitted, usage
 from .openai_schema import ChatRequest
 from .openapi import OPENAI_ERRORS, members, model_body, operation
 
@@ -44,10 +44,9 @@ def routes(front: Front, settings: MindieSettings | None) -> APIRouter:
         sampling = sampling_of(front, asked, most, top if asked.logprobs else None)
         answers = submitted(front, asked, ids, sampling, adapter)
         if asked.stream:
-            events = stream(front, request, asked, answers, head(CHUNK, "chatcmpl", model), settings)
-            return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
+            events = stream(front, asked, answers, head(CHUNK, "chatcmpl", model), settings)
+            return sse.Events(front, answers, events)
         pieces = await sse.whole(request, front, answers, reading(settings))
-        note_usage(request, answers)
         if pieces is None:
             return Response(status_code=499)
         chosen = likeliest(answers, pieces, asked.candidates(), asked.n)
@@ -103,12 +102,11 @@ def times(answer: Answer) -> dict[str, Any]:
 
 async def stream(
     front: Front,
-    request: Request,
     asked: ChatRequest,
     answers: list[Answer],
     first: dict[str, Any],
     settings: MindieSettings | None,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Events, the end mark last. With a config.json an answer's last one has its usage, perhaps its whole text."""
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None, probabilities: Any = None) -> bytes:
@@ -133,9 +131,6 @@ async def stream(
         yield sse.DONE
     except Exception as error:
         yield failure(error)
-    finally:
-        note_usage(request, answers)
-        front.close(answers)
 
 
 def logprobs(front: Front, tokens: Sequence[tuple[Logprob, ...]], asked: ChatRequest) -> dict[str, Any] | None:

@@ -7,8 +7,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from fastapi import Request
-
 from ascend_m1.errors import InputError
 
 from ..answer import Answer, Piece, Reason
@@ -16,7 +14,6 @@ from ..front import Front
 from ..protocol import Sampling
 from . import sse
 from .errors import as_api_error, error_body
-from .guards import NOTES
 from .mindie_common import MindieSettings, reader
 from .openai_schema import Common
 
@@ -95,10 +92,3 @@ def failure(error: Exception) -> bytes:
     """The event that ends a stream whose status is out already."""
     found = as_api_error(error)
     return sse.event(error_body(found.status, str(found), found.param, found.code))
-
-
-def note_usage(request: Request, answers: Sequence[Answer]) -> None:
-    """For the log line."""
-    notes = request.scope[NOTES]
-    notes["prompt_tokens"] = sum(len(answer.prompt) for answer in answers)
-    notes["generated_tokens"] = sum(len(answer.tokens) for answer in answers)

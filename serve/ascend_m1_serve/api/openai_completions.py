@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from ascend_m1.errors import InputError
 
@@ -17,7 +17,7 @@ from . import sse
 from .bodies import read
 from .choices import likeliest
 from .mindie_common import MindieSettings
-from .openai_common import REASONS, failure, head, note_usage, reading, sampling_of, submitted, usage
+from .openai_common import REASONS, failure, head, reading, sampling_of, submitted, usage
 from .openai_schema import CompletionRequest
 from .openapi import OPENAI_ERRORS, members, model_body, operation
 
@@ -48,10 +48,9 @@ def routes(front: Front, settings: MindieSettings | None) -> APIRouter:
             raise
         echoes = echoed(front, asked)
         if asked.stream:
-            events = stream(front, request, asked, answers, echoes, head(KIND, "cmpl", model), settings)
-            return StreamingResponse(events, media_type=sse.MEDIA, headers=sse.HEADERS)
+            events = stream(front, asked, answers, echoes, head(KIND, "cmpl", model), settings)
+            return sse.Events(front, answers, events)
         pieces = await sse.whole(request, front, answers, reading(settings))
-        note_usage(request, answers)
         if pieces is None:
             return Response(status_code=499)
         chosen = likeliest(answers, pieces, asked.candidates(), asked.n)
@@ -109,13 +108,12 @@ def choice(
 
 async def stream(
     front: Front,
-    request: Request,
     asked: CompletionRequest,
     answers: list[Answer],
     echoes: Sequence[str],
     first: dict[str, Any],
     settings: MindieSettings | None,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Events, the end mark last. With a config.json an answer's last one has its usage."""
 
     def chunk(index: int, text: str, reason: str | None = None, probabilities: Any = None) -> bytes:
@@ -135,9 +133,6 @@ async def stream(
         yield sse.DONE
     except Exception as error:
         yield failure(error)
-    finally:
-        note_usage(request, answers)
-        front.close(answers)
 
 
 def logprobs(front: Front, asked: CompletionRequest, pieces: Sequence[Piece]) -> dict[str, Any] | None:

@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ..answer import Answer, Piece
 from ..front import Front
+from .guards import NOTES
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 MEDIA = "text/event-stream"
+
+
+class Events(StreamingResponse):
+    """Events out of answers, which are given back with it however it ends: before the first event, too."""
+
+    def __init__(
+        self, front: Front, answers: Sequence[Answer], events: AsyncGenerator[bytes, None], media_type: str = MEDIA
+    ) -> None:
+        super().__init__(events, media_type=media_type, headers=HEADERS if media_type == MEDIA else None)
+        self._front, self._answers, self._events = front, answers, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            note_usage(scope, self._answers)
+            self._front.close(self._answers)
+            await self._events.aclose()
+
+
+def note_usage(scope: Scope, answers: Sequence[Answer]) -> None:
+    """For the log line."""
+    notes = scope[NOTES]
+    notes["prompt_tokens"] = sum(len(answer.prompt) for answer in answers)
+    notes["generated_tokens"] = sum(len(answer.tokens) for answer in answers)
 
 
 def event(content: dict[str, Any]) -> bytes:
@@ -87,6 +115,7 @@ async def whole(
     finally:
         work.cancel()
         gone.cancel()
+        note_usage(request.scope, answers)
         front.close(answers)
 
 
