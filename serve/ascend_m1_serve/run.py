@@ -18,6 +18,7 @@ from .protocol import Engine
 from .server import Address, serve, stop_serving
 
 _WATCH_SECONDS = 0.5  # between two looks at the engine
+_MORE_CONNECTIONS = 64  # for probes; and as many again as requests are taken, for clients that are idle or told 429
 _FAILED_PATIENCE = 5  # seconds for the answers that tell of its failure
 
 
@@ -80,8 +81,9 @@ async def _serve(loaded: Prepared, service: Service, on_start: Callable[[list[Ad
 
         watching = asyncio.create_task(_stop_if_it_fails(engine))
         try:
-            patience = (service.settings or MindieSettings()).whole_timeout
-            await serve(applications(front, service), stop_taking, on_start, int(patience))
+            patience = int((service.settings or MindieSettings()).whole_timeout)
+            connections = 2 * (engine.limits.max_sequences + service.max_queue) + _MORE_CONNECTIONS
+            await serve(applications(front, service), stop_taking, on_start, patience, connections)
         finally:
             watching.cancel()
         if engine.failure is not None:

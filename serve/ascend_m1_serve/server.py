@@ -10,12 +10,18 @@ import ssl
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from ascend_m1.errors import InputError
+
+from .connection import Connection
+from .open_files import allow_connections
+
+HEAD_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ async def serve(
     on_signal: Callable[[], None],
     on_start: Callable[[list[Address]], None],
     patience: int = 600,
+    connections: int = 1000,
+    head_seconds: float = HEAD_SECONDS,
 ) -> None:
     """Returns when every connection is done after SIGTERM or SIGINT; at once after the second one.
 
@@ -104,6 +112,7 @@ async def serve(
         on_signal: called at the first signal, before anything is closed.
         on_start: called when all listen, with their addresses; a port of 0 has become one that was free.
         patience: seconds after the signal in which connections may come to their end; what is left is broken off.
+        connections: to each address at the same time; more are refused. head_seconds: see ``Connection``.
 
     Raises:
         InputError: an address cannot be had, or the certificate cannot be read.
@@ -116,10 +125,12 @@ async def serve(
             server.force_exit = server.should_exit
             server.should_exit = True
 
+    allow_connections(connections * len(apps))
+    protocol = partial(Connection, seconds=head_seconds, most=connections)
     listeners = [bind(address) for _, address in apps]
     loop = asyncio.get_running_loop()
     try:
-        servers += [_Server(_config(app, address, patience)) for app, address in apps]
+        servers += [_Server(_config(app, address, patience, protocol)) for app, address in apps]
         for number in _SIGNALS:
             loop.add_signal_handler(number, stop)
         tasks = [
@@ -141,10 +152,11 @@ async def serve(
             listener.close()
 
 
-def _config(app: Any, address: Address, patience: int) -> uvicorn.Config:
+def _config(app: Any, address: Address, patience: int, protocol: Any) -> uvicorn.Config:
     _check_certificate(address)
     config = uvicorn.Config(
         app,
+        http=protocol,
         log_config=None,
         access_log=False,
         server_header=False,

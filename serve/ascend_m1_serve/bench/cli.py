@@ -174,7 +174,8 @@ def _prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[Prompt]]
 
 async def _measure(arguments: argparse.Namespace, prompts: list[Prompt], warmup: list[Prompt], load: Load) -> None:
     """Fill in ``load``. Raises InputError if warming up fails."""
-    from .client import PATHS, Record, allow_connections, first_model, open_clients, request_body, send
+    from ..open_files import allow_connections
+    from .client import PATHS, Record, first_model, open_clients, request_body, send
     from .load import Load, arrival_times, offer
 
     key = next(filter(None, [arguments.api_key, *map(os.environ.get, KEY_VARIABLES)]), None)

@@ -7,7 +7,6 @@ parsed. httpx's own lines do not fit: they end at U+2028 and its like too, which
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -108,14 +107,6 @@ async def open_clients(url: str, api_key: str | None) -> AsyncIterator[Lend]:
                 idle.append(lent)
 
         yield lend
-
-
-def allow_connections(count: int) -> None:
-    """Let this process open so many connections, as far as the system permits: each is an open file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 100 if hard == resource.RLIM_INFINITY else min(count + 100, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def first_model(client: httpx.AsyncClient) -> str:
