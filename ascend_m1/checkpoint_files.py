@@ -22,11 +22,13 @@ _FETCH = "copy it again from the source"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ConfigError naming the file if it is missing or not one."""
+    """A JSON object. Raises ConfigError naming the file if it is missing, cannot be read or is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: not found: give a directory in the published format") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}): change its owner or mode") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}): {_FETCH}") from None
     if not isinstance(content, dict):
@@ -44,9 +46,13 @@ def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json of an adapter of PEFT's. Raises CheckpointError if the folder has none, ConfigError."""
     path = folder / "adapter_config.json"
-    if not path.is_file():
-        what = "holds no" if folder.is_dir() else "is not a directory: give the folder that holds"
-        hint = ": give an adapter's folder, as `ascend-m1 train` or PEFT writes it" if folder.is_dir() else ""
+    try:
+        found, exists = path.is_file(), folder.is_dir()
+    except OSError as error:  # its name is too long, or it may not be looked into
+        raise CheckpointError(f"adapter {folder} cannot be read ({error.strerror}): give another folder") from None
+    if not found:
+        what = "holds no" if exists else "is not a directory: give the folder that holds"
+        hint = ": give an adapter's folder, as `ascend-m1 train` or PEFT writes it" if exists else ""
         raise CheckpointError(f"adapter {folder} {what} adapter_config.json{hint}")
     return read_json(path)
 

@@ -1,7 +1,7 @@
 """Requests made from a running server's OpenAPI description, right and wrong ones, and answers held against it.
 
     pip install schemathesis
-    ascend-m1 serve --max-length 256 &
+    ascend-m1 serve --max-length 256 --max-adapters 1 &
     python scripts/fuzz_server.py --examples 50
 
 Looked for: answers of 5xx; statuses, content types, headers and bodies that the description does not tell. GET

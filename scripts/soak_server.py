@@ -1,6 +1,6 @@
 """Abuses a running server and looks what it leaves: malformed bodies, clients that go away or do not read, long load.
 
-    ascend-m1 serve &
+    ascend-m1 serve --max-adapters 1 &
     python scripts/soak_server.py --pid $! --bodies 10000 --seconds 900
 
 Any answer of 5xx but 503 is a failure, as are blocks of the cache that are not given back, requests that stay open, and

@@ -21,6 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from ascend_m1.adapters import read_adapter
+from ascend_m1.checkpoint_files import read_adapter_config
 from ascend_m1.errors import InputError
 
 from .engine.core import check_prompt
@@ -94,8 +95,7 @@ class VllmEngine:
         """See ``protocol.Engine.add_adapter``."""
         if name in self._adapters:
             raise InputError(f"adapter {name!r} is loaded already: unload it first, or choose another name")
-        if not Path(path).is_dir():
-            raise InputError(f"adapter {path} is not a directory: give the folder that holds adapter_config.json")
+        read_adapter_config(Path(path))  # says what is wrong with a path
         request = LoRARequest(name, next(self._numbers), path)
         try:
             await self._inner.add_lora(request)

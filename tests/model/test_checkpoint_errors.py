@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM, BaichuanM1Model
+from ascend_m1.checkpoint_files import read_adapter_config, read_json
 from ascend_m1.errors import AscendM1Error, CheckpointError, ConfigError
 
 from .golden import ROOT
@@ -146,3 +147,11 @@ def test_config_round_trip_keeps_the_published_keys(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     published, saved = (json.loads((path / "config.json").read_text()) for path in (ROOT / "hybrid", tmp_path))
     assert {name: saved.get(name) for name in published} == published
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """As the system says; what may be missing is not one of them."""
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\): change its owner or mode$"):
+        read_json(tmp_path)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(File name too long\): give another folder$"):
+        read_adapter_config(tmp_path / ("x" * 5000))

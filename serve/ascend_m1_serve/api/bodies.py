@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from .errors import ApiError
 
@@ -15,7 +16,10 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 async def read_object(request: Request) -> dict[str, Any]:
     """Raises ApiError if the body is not a JSON object."""
-    data = await request.body()
+    try:
+        data = await request.body()
+    except ClientDisconnect:
+        raise ApiError(499, "the client went away before its body had come") from None
     if not data:
         raise ApiError(400, "the body is empty: send a JSON object", code="json_invalid")
     try:

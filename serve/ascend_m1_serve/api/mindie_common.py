@@ -31,6 +31,7 @@ REASONS: dict[Reason, str] = {
 }
 PLATFORM = "MindIE Server"  # clients compare it
 DEFAULT_NEW_TOKENS = 20  # where a family calls them max_new_tokens
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}  # not 499: that client has gone
 Handler = Callable[..., Awaitable[Response]]
 
 
@@ -80,7 +81,7 @@ def as_mindie_error(error: Exception) -> MindieError:
     if isinstance(error, ApiError) and error.status == 400:
         return MindieError(422, "Input Validation Error", str(error))
     found = as_api_error(error)  # logs what nobody expected
-    kind = HTTPStatus(found.status).phrase if found.status < 500 else "Incomplete Generation"
+    kind = "Incomplete Generation" if found.status >= 500 else _PHRASES.get(found.status, "Bad Request")
     return MindieError(found.status, kind, str(found))
 
 

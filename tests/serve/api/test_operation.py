@@ -110,15 +110,17 @@ def test_nobody_is_warned_of_a_text_that_is_refused(
     assert "tokens, the context is 1024" in answer.json()["error"]["message"]
 
 
-def test_malformed_bodies_are_refused(service: Running) -> None:
+def test_malformed_bodies_are_refused() -> None:
     """The soak test's, in which any answer of 5xx but 503 is a problem."""
     found = Findings()
+    loaded = embedded(max_adapters=2)  # without room for adapters their paths are not looked at
 
     async def ask() -> None:
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             await malformed(client, 250, found)
 
-    asyncio.run(ask())
+    with running(loaded) as service:
+        asyncio.run(ask())
     assert found.problems == []
     assert found.statuses[503] == 0  # nor has the engine failed
     assert {200, 400, 422} <= set(found.statuses)
@@ -171,6 +173,18 @@ def test_the_log_has_a_line_for_each_request(service: Running, caplog: pytest.Lo
     assert fields["id"] == answer.headers["x-request-id"]
     assert (fields["path"], fields["status"], fields["generated_tokens"]) == ("/v1/completions", 200, generated)
     assert "secret" not in json.dumps(fields)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/infer"])
+def test_a_client_that_goes_away_in_mid_body(service: Running, caplog: pytest.LogCaptureFixture, path: str) -> None:
+    """Nothing of it is the server's failure."""
+    host, port = service.url.removeprefix("http://").split(":")
+    with caplog.at_level(logging.INFO):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx" % path.encode())
+        wait_until(lambda: lines(caplog))
+    assert [(fields["path"], fields["status"]) for fields in lines(caplog)] == [(path, 499)]
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 def test_a_failure_is_answered_and_the_connection_stays(
@@ -295,6 +309,9 @@ def test_adapters_are_models(tmp_path: Path) -> None:
         answer = httpx.post(f"{service.url}/v1/load_lora_adapter", json=body, timeout=60)
         told = f"{path}: {filters}: trained filters are not served: merge them with `ascend-m1 export`"
         assert (answer.status_code, told in answer.text) == (422, True), answer.text
+        for nowhere, why in (("x" * 5000, "cannot be read (File name too long)"), ("\0", "is not a directory")):
+            answer = httpx.post(f"{service.url}/v1/load_lora_adapter", json={**body, "lora_path": nowhere}, timeout=60)
+            assert (answer.status_code, why in answer.json()["error"]) == (422, True), answer.text
         client = OpenAI(base_url=f"{service.url}/v1", api_key="none")
         names = {model.id: model.model_dump()["parent"] for model in client.models.list().data}
         assert names == {"m1-icd10": None, "other": "m1-icd10"}
