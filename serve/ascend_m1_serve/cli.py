@@ -134,7 +134,7 @@ def _key(arguments: argparse.Namespace) -> str | None:
 def _configured(arguments: argparse.Namespace, environment: Any) -> tuple[Wanted, Service]:
     from dataclasses import replace
 
-    from .mindie.start import check_files, configured, wanted_engine, wanted_service
+    from .mindie.start import check_files, chosen_device, configured, wanted_engine, wanted_service
 
     for name, default in arguments.unconfigured.items():
         if getattr(arguments, name) != default:
@@ -147,7 +147,10 @@ def _configured(arguments: argparse.Namespace, environment: Any) -> tuple[Wanted
     if idle:
         note(f"environment: without effect here: {', '.join(idle)}")
     check_files(config, path)
-    engine = replace(wanted_engine(config, path, environment, vllm), dtype=arguments.dtype)
+    device, reason = (arguments.device, None) if vllm else chosen_device(config, path, arguments.device)
+    if reason is not None:
+        note(reason)
+    engine = replace(wanted_engine(config, path, environment, vllm, device), dtype=arguments.dtype)
     if engine.max_sequences < config.max_sequences:
         note(
             f"{path}: maxBatchSize={config.max_sequences}: the engine runs {engine.max_sequences} at once, others wait"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from ascend_m1.cli.checkpoint import open_checkpoint
@@ -63,7 +64,26 @@ def _check_lengths(config: MindieConfig, context: int, found: Findings) -> None:
     found.wrong("BackendConfig.ModelDeployConfig.maxSeqLen", config.max_length, remedy)
 
 
-def wanted_engine(config: MindieConfig, path: Path, environment: Environment, several: bool) -> Wanted:
+def chosen_device(config: MindieConfig, path: Path, asked: str) -> tuple[str, str | None]:
+    """Of the built-in engine, by name, and the reason if it is not the file's. ``asked``: by --device, comes first.
+
+    Raises:
+        ConfigError: this machine is meant to have NPUs, for torch-npu is installed, but they cannot be used.
+    """
+    if asked != "auto" or not config.devices:
+        return asked, None
+    problem = npu_problem()
+    if problem is None:
+        return f"npu:{config.devices[0]}", None
+    text = f"{path}: BackendConfig.npuDeviceIds={[[*config.devices]]}: {problem}"
+    if find_spec("torch_npu") is not None:
+        raise ConfigError(f"{text}: give --device cpu")
+    return asked, text
+
+
+def wanted_engine(
+    config: MindieConfig, path: Path, environment: Environment, several: bool, device: str = "auto"
+) -> Wanted:
     """Raises ConfigError if it needs more than one device and the engine does not run on ``several``."""
     if len(config.devices) > 1 and not several:
         raise ConfigError(
@@ -73,7 +93,7 @@ def wanted_engine(config: MindieConfig, path: Path, environment: Environment, se
     tensor, pipeline = parallel_sizes(config.model, len(config.devices)) if several and config.devices else (1, 1)
     return Wanted(
         model=config.model,
-        device=f"npu:{config.devices[0]}" if config.devices and npu_problem() is None else "auto",
+        device=device,
         max_length=config.max_length,
         max_sequences=config.max_sequences if several else min(config.max_sequences, MOST_SEQUENCES),
         chunk=min(config.prefill_tokens, 512),

@@ -16,7 +16,6 @@ from ascend_m1.errors import ConfigError, InputError
 from ascend_m1_serve.mindie import fields
 from ascend_m1_serve.mindie.config import MindieConfigError, read_config
 from ascend_m1_serve.mindie.environment import Environment, check_permissions, read_environment
-from ascend_m1_serve.mindie.start import wanted_engine
 from ascend_m1_serve.server import Address
 
 from .configs import SHIPPED, change, content, written
@@ -349,23 +348,6 @@ def test_more_adapters_than_places(tmp_path: Path) -> None:
         read_config(written(tmp_path, change(changed, f"{DEPLOY}maxLoras", 1)), Environment())
 
 
-def test_room_for_adapters(tmp_path: Path) -> None:
-    changed = change(change(content(), f"{DEPLOY}maxLoras", 3), f"{DEPLOY}maxLoraRank", 64)
-    path = written(tmp_path, changed)
-    found = read_config(path, Environment())
-    assert f"{DEPLOY}maxLoraRank" not in found.idle
-    wanted = wanted_engine(found, path, Environment(), several=False)
-    assert (wanted.max_adapters, wanted.max_adapter_rank) == (3, 64)
-
-
 def test_an_address_of_the_environment_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(MindieConfigError, match="environment variable MIES_CONTAINER_IP='host': give an IPv4"):
         read_config(written(tmp_path, content()), Environment(service_ip="host"))
-
-
-def test_the_vendors_batch_size(tmp_path: Path) -> None:
-    """Its default, 200, is more than a step of the built-in engine takes: the others wait."""
-    path = written(tmp_path, change(content(), f"{SCHEDULE}maxBatchSize", 200))
-    config = read_config(path, Environment())
-    assert config.max_sequences == 200
-    assert wanted_engine(config, path, Environment(), several=False).max_sequences == 128
