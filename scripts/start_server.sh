@@ -10,10 +10,15 @@ if [[ ${1:-} == --help || ${1:-} == -h ]]; then
     sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit
 fi
+# Whether the process is still the one that was started: after a restart of the machine another may have its number.
+runs() {
+    [[ $({ tr '\0' ' ' <"/proc/$1/cmdline"; } 2>/dev/null) == *ascend[-_]m1\ serve\ * ]]
+}
+
 run_dir=${RUN_DIR:-.}
 pid_file=$run_dir/ascend-m1.pid log=$run_dir/output.log
 
-if [[ -f $pid_file ]] && kill -0 "$(<"$pid_file")" 2>/dev/null; then
+if [[ -f $pid_file ]] && runs "$(<"$pid_file")"; then
     echo "error: it runs already, process $(<"$pid_file"): scripts/stop_server.sh stops it" >&2
     exit 2
 fi

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from ascend_m1_serve.cli import DEFAULT_PORT
@@ -48,6 +49,23 @@ def test_start_measure_stop(tmp_path: Path) -> None:
     finally:
         stopped = run("stop_server.sh", folder=tmp_path)
     assert stopped.stdout == "stopped\n", stopped.stderr
+
+
+def test_a_number_that_another_process_has(tmp_path: Path) -> None:
+    """That one is left alone, and nothing counts as started."""
+    program = tmp_path / "ascend-m1"
+    program.write_text("#!/bin/sh\necho not now >&2\nexit 2\n")
+    program.chmod(0o755)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            for script, status, told in (("start_server.sh", 2, "not now\n"), ("stop_server.sh", 0, "")):
+                (tmp_path / "ascend-m1.pid").write_text(f"{other.pid}\n")
+                done = run(script, folder=tmp_path)
+                assert (done.returncode, done.stderr) == (status, told)
+            time.sleep(0.1)
+            assert other.poll() is None
+        finally:
+            other.kill()
 
 
 def checked(*urls: str) -> int:
