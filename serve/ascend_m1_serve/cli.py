@@ -163,7 +163,8 @@ def _options(arguments: argparse.Namespace) -> tuple[Wanted, Service]:
     from .run import Service, everywhere
     from .server import Address
 
-    adapters = dict(_named(text) for text in arguments.adapter)
+    name = arguments.served_model_name or _name(arguments.model)
+    adapters = _adapters(arguments.adapter, name)
     if (arguments.ssl_certfile is None) != (arguments.ssl_keyfile is None):
         raise InputError("--ssl-certfile and --ssl-keyfile: give both or none")
     sizes = (arguments.tensor_parallel_size, arguments.pipeline_parallel_size)
@@ -187,7 +188,7 @@ def _options(arguments: argparse.Namespace) -> tuple[Wanted, Service]:
     )
     paths = [None if path is None else Path(path) for path in (arguments.ssl_certfile, arguments.ssl_keyfile)]
     service = Service(
-        name=arguments.served_model_name or _name(arguments.model),
+        name=name,
         addresses=everywhere(Address(arguments.host, arguments.port, *paths)),
         key=_key(arguments),
         max_queue=arguments.max_queue,
@@ -197,11 +198,18 @@ def _options(arguments: argparse.Namespace) -> tuple[Wanted, Service]:
     return engine, service
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
-        raise InputError(f"--adapter {text}: give NAME=DIR")
-    return name, Path(folder)
+def _adapters(texts: list[str], model: str) -> dict[str, Path]:
+    """Folders by name. ``model``: the served model's own name."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise InputError(f"--adapter {text}: give NAME=DIR")
+        if name in found or name == model:
+            whose = "another adapter's" if name in found else "the model's own"
+            raise InputError(f"--adapter {text}: the name is {whose}: choose another one")
+        found[name] = Path(folder)
+    return found
 
 
 def _name(model: str) -> str:
