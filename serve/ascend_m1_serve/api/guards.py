@@ -18,7 +18,7 @@ from .errors import ApiError, error_response
 
 access = logging.getLogger("ascend_m1_serve.access")
 # Without a key: for people, probes and monitors. To read only: POST / generates.
-OPEN_PATHS = {"/", "/health", "/ready", "/metrics"}
+OPEN_PATHS = {"/", "/health", "/ready", "/v2/health/live", "/v2/health/ready", "/metrics"}
 READING = {"GET", "HEAD"}
 STOP_PATH = "/stopService"  # MindIE stops by GET
 DROPPED = 64 * 2**20  # bytes of a body that is too large: read before it is refused

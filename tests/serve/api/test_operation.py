@@ -296,7 +296,8 @@ def test_only_the_page_and_probes_are_open() -> None:
             (method, path) for method, path in routes if httpx.request(method, service.url + path).status_code != 401
         }
     assert ("POST", "/") in routes
-    assert opened == {("GET", path) for path in ("/", "/health", "/ready", "/metrics")}
+    probes = ("/health", "/ready", "/v2/health/live", "/v2/health/ready", "/metrics")
+    assert opened == {("GET", path) for path in ("/", *probes)}
 
 
 def test_adapters_are_models(tmp_path: Path) -> None:
