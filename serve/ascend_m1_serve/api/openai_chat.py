@@ -19,7 +19,7 @@ from . import sse
 from .bodies import read
 from .choices import likeliest
 from .mindie_common import MindieSettings
-from .openai_common import REASONS, failure, head, reading, sampling_of, submitted, usage
+from .openai_common import REASONS, failure, head, reading, sampling_of, submitted, usage, written
 from .openai_schema import ChatRequest
 from .openapi import OPENAI_ERRORS, members, model_body, operation
 
@@ -148,4 +148,4 @@ def logprobs(front: Front, tokens: Sequence[tuple[Logprob, ...]], asked: ChatReq
 def entry(front: Front, found: Logprob) -> dict[str, Any]:
     """A token."""
     text, data = token_text(front.tokenizer, found.token)
-    return {"token": text, "logprob": max(found.logprob, -9999.0), "bytes": data}
+    return {"token": text, "logprob": written(found.logprob), "bytes": data}

@@ -66,6 +66,11 @@ def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
+def written(logprob: float) -> float:
+    """As JSON can carry it and clients know it of vLLM: not below -9999, which also stands for what is no number."""
+    return max(-9999.0, logprob)  # in this order: max keeps its first argument where the other is NaN
+
+
 def usage(answers: Sequence[Answer], choices: int) -> dict[str, Any]:
     """Counts of tokens; a prompt with several answers counts once.
 

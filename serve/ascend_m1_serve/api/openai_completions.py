@@ -17,7 +17,7 @@ from . import sse
 from .bodies import read
 from .choices import likeliest
 from .mindie_common import MindieSettings
-from .openai_common import REASONS, failure, head, reading, sampling_of, submitted, usage
+from .openai_common import REASONS, failure, head, reading, sampling_of, submitted, usage, written
 from .openai_schema import CompletionRequest
 from .openapi import OPENAI_ERRORS, members, model_body, operation
 
@@ -144,7 +144,7 @@ def logprobs(front: Front, asked: CompletionRequest, pieces: Sequence[Piece]) ->
         for offset, (chosen, *others) in zip(piece.offsets, piece.logprobs, strict=True):
             text = token_text(front.tokenizer, chosen.token)[0]
             shown = (chosen, *others[: asked.logprobs])
-            likeliest = {token_text(front.tokenizer, other.token)[0]: other.logprob for other in shown}
-            for name, value in zip(columns, (text, chosen.logprob, likeliest, offset), strict=True):
+            likeliest = {token_text(front.tokenizer, other.token)[0]: written(other.logprob) for other in shown}
+            for name, value in zip(columns, (text, written(chosen.logprob), likeliest, offset), strict=True):
                 columns[name].append(value)
     return columns
