@@ -54,6 +54,38 @@ def test_a_conversation(page: Page) -> None:
     expect(page.locator("article")).to_have_count(0)
 
 
+# The first answer begins and does not end before it is given up; the page's fetch tells of every request for one.
+HALF = """
+const real = window.fetch;
+window.asked = [];
+window.fetch = (url, options = {}) => {
+  if (!url.endsWith("completions")) return real(url, options);
+  window.asked.push(JSON.parse(options.body).messages);
+  if (window.asked.length > 1) return real(url, options);
+  const event = 'data: {"choices": [{"delta": {"content": "half"}}]}\\n\\n';
+  const body = new ReadableStream({ start(controller) {
+    controller.enqueue(new TextEncoder().encode(event));
+    options.signal.addEventListener("abort", () => controller.error(new DOMException("", "AbortError")));
+  } });
+  return Promise.resolve(new Response(body));
+};
+"""
+
+
+def test_a_new_conversation_begins_empty(page: Page) -> None:
+    """During an answer, too, which belongs to the old one."""
+    page.add_init_script(HALF)
+    page.reload()
+    ask(page, "Once")
+    expect(page.locator("article.assistant")).to_have_text("half")
+    page.get_by_role("button", name="New").click()
+    expect(page.locator("article")).to_have_count(0)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    ask(page, QUESTION)
+    expect(page.locator("article.assistant")).to_have_text("Asthma")
+    assert page.evaluate("asked") == [[{"role": "user", "content": text}] for text in ("Once", QUESTION)]
+
+
 def test_an_answer_can_be_stopped(page: Page, service: Running) -> None:  # noqa: F811
     """While the engine is full the answer does not begin."""
     streams = service.call(
