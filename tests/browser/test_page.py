@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -122,3 +125,35 @@ def test_nothing_comes_from_elsewhere(browser: Browser, service: Running) -> Non
         ask(page, QUESTION)
         expect(page.locator("article.assistant")).to_have_text("Asthma")
     assert all(url.startswith(service.url) for url in seen)
+
+
+@contextmanager
+def another_site(content: str) -> Iterator[str]:
+    """Its address; every path of it is this page."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()
+
+
+def test_a_page_of_another_site(browser: Browser) -> None:
+    """It can neither stop nor use a service without a key; its link to the page may be followed."""
+    with running(embedded(max_length=256), ApiOptions(local=True)) as own:
+        use = f"fetch('{own.url}/infer', {{method: 'POST', mode: 'no-cors', body: '{{\"inputs\": \"x\"}}'}})"
+        content = f"<img src={own.url}/stopService><script>{use}</script><a href={own.url}/>chat</a>"
+        with another_site(content) as url, browser.new_page() as page:
+            with page.expect_response("**/infer") as used, page.expect_event("requestfailed"):  # the image
+                page.goto(url)
+            assert used.value.status == 403
+            assert not own.front.draining
+            page.get_by_role("link").click()
+            ask(page, QUESTION)
+            expect(page.locator("article.assistant")).to_have_text("Asthma")
