@@ -88,3 +88,14 @@ def test_the_containers_check_asks_where_health_is() -> None:
     for address in (f"127.0.0.1:{DEFAULT_PORT}", f"{server['managementIpAddress']}:{server['managementPort']}"):
         for scheme in ("http", "https"):
             assert f"{scheme}://{address}/health" in urls
+
+
+def test_the_unit_has_a_folder_to_write_to() -> None:
+    """ProtectSystem and ProtectHome leave no other; systemd, where it is installed, understands every line."""
+    unit = DEPLOY / "ascend-m1.service"
+    lines = unit.read_text().splitlines()
+    assert {"ProtectSystem=strict", "ProtectHome=yes", "StateDirectory=ascend-m1"} <= set(lines)
+    assert {"Environment=HOME=%S/ascend-m1", "WorkingDirectory=%S/ascend-m1"} <= set(lines)
+    if shutil.which("systemd-analyze"):
+        checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stderr) == (0, "")
