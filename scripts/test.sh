@@ -135,7 +135,8 @@ case $suite in
     vllm)
         if [[ $# -eq 0 ]]; then # the interfaces' tests, on vLLM's engine
             ASCEND_M1_TEST_ENGINE=vllm .venvs/vllm/bin/python -m pytest -n 2 --dist loadfile tests/serve/api \
-                tests/serve/mindie/test_families.py tests/serve/mindie/test_clients.py
+                tests/serve/mindie/test_families.py tests/serve/mindie/test_clients.py \
+                tests/serve/mindie/test_openai.py tests/serve/mindie/test_planes.py
         fi
         run_tests .venvs/vllm "-n 2 --dist worksteal tests/vllm" "$@"
         ;;
