@@ -200,7 +200,7 @@ def make_core(model: InferenceModel, options: EngineOptions) -> Core:
             f"{blocks_for(options.max_length)} blocks of {BLOCK_SIZE}: raise one or lower the other"
         )
     cache = PagedCache(config, options.max_sequences, blocks, weight.dtype, weight.device, options.max_length)
-    pool = BlockPool(blocks)
+    pool = BlockPool(blocks, cache.window or 0)
     end = config.eos_token_id
     limits = Limits(
         max_length=options.max_length,

@@ -88,18 +88,29 @@ class Runner:
     def _advance(self, request: Request, count: int) -> None:
         """The next ``count`` tokens are in the cache; publish the blocks that became full."""
         first, request.held = request.held // BLOCK_SIZE, request.held + count
-        if self.store is None:
+        full = request.held // BLOCK_SIZE
+        if self.store is None or full == first:
             return
+        for index in range(first, full):
+            self.pool.publish(request.blocks[index], request.key(index))
+        self._keep(self.store, request, full)
+
+    def _keep(self, store: PrefixStore, request: Request, full: int) -> None:
+        """What goes on from here needs beside these blocks, as far as it was not kept before.
+
+        A step that fills a block ends with one (``Scheduler._prefill``), so that the rings and the state are those of
+        its end. They are kept with whichever blocks have these names: only such blocks are found.
+        """
         assert request.row is not None
-        for index in range(first, request.held // BLOCK_SIZE):
-            block, key = request.blocks[index], request.key(index)
-            at_border = request.held == (index + 1) * BLOCK_SIZE
-            known = self.pool.published(key)
-            if known is None or known == block:
-                self.store.save_block(request.row, block, index, request.held)
-                if at_border:
-                    self.store.save_state(request.row, block)
-                self.pool.publish(block, key, at_border)
+        chain = [self.pool.published(request.key(index)) for index in range(full)]
+        for index, (block, tokens) in enumerate(zip(chain, self.pool.needed(full), strict=True)):
+            if block is not None and self.pool.kept(block) < tokens:
+                store.save_block(request.row, block, index, request.held)
+                self.pool.keep(block, tokens)
+        last = chain[-1]
+        if last is not None and not self.pool.has_state(last):
+            store.save_state(request.row, last)
+            self.pool.keep_state(last)
 
 
 def _chunk(request: Request, count: int) -> Chunk:

@@ -51,7 +51,9 @@ def test_every_request_comes_to_its_end(
             first = one.held // BLOCK_SIZE
             one.held += count
             for index in range(first, one.held // BLOCK_SIZE) if prefix_caching else ():
-                pool.publish(one.blocks[index], one.key(index), one.held == (index + 1) * BLOCK_SIZE)
+                pool.publish(one.blocks[index], one.key(index))
+                if one.held == (index + 1) * BLOCK_SIZE:
+                    pool.keep_state(one.blocks[index])
             if not one.missing:
                 one.ids.append(one.number % 3)
                 if len(one.ids) == wanted[one]:
@@ -103,7 +105,8 @@ def test_the_least_recently_used_contents_are_forgotten_first() -> None:
     pool = BlockPool(3)
     for name in (b"a", b"b"):
         [block] = pool.take(1)
-        pool.publish(block, name, border=True)
+        pool.publish(block, name)
+        pool.keep_state(block)
         pool.release([block])
     assert pool.free == 3
     pool.take(2)  # the one that never held anything, then a's
@@ -111,10 +114,19 @@ def test_the_least_recently_used_contents_are_forgotten_first() -> None:
     assert len(pool.find([b"b"])) == 1
 
 
-def test_a_chain_is_continued_only_at_a_border() -> None:
-    pool = BlockPool(4)
+def test_a_chain_is_continued_only_where_the_rest_was_kept() -> None:
+    """A window of 200 tokens sees the last 72 of the block before the last."""
+    pool = BlockPool(4, window=200)
     blocks = pool.take(3)
-    for block, name, border in zip(blocks, (b"a", b"b", b"c"), (True, False, False), strict=True):
-        pool.publish(block, name, border)
+    for block, name in zip(blocks, (b"a", b"b", b"c"), strict=True):
+        pool.publish(block, name)
+        pool.keep(block, BLOCK_SIZE)
+    assert pool.find([b"a", b"b", b"c"]) == []
+    pool.keep_state(blocks[0])
     assert pool.find([b"a", b"b", b"c"]) == blocks[:1]
+    pool.keep_state(blocks[2])
+    assert pool.find([b"a", b"b", b"c"]) == blocks
+    for tokens, found in ((72, blocks), (71, blocks[:1])):
+        pool.keep(blocks[1], tokens)
+        assert pool.find([b"a", b"b", b"c"]) == found
     assert pool.find([b"b"]) == []
