@@ -8,6 +8,7 @@ for another's adapter, no weight is gathered, and a captured graph serves any mi
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -80,6 +81,10 @@ def read_adapter(folder: Path, config: BaichuanM1Config) -> Adapter:
         assert a is not None
         assert b is not None
         pairs[layer, target] = a, b.double() * scale
+        if not all(bool(matrix.isfinite().all()) for matrix in pairs[layer, target]):
+            raise CheckpointError(
+                f"{path}: layer {layer}'s {target} has values that are no finite numbers: train the adapter anew"
+            )
     return Adapter(max((len(a) for a, _ in pairs.values()), default=0), pairs)
 
 
@@ -102,7 +107,8 @@ def _plain_options(folder: Path) -> dict[str, Any]:
 def _rank_and_scale(path: Path, options: dict[str, Any], module: str) -> tuple[int, float]:
     """Of a module's matrices: those of a pattern that its name ends with, or the adapter's."""
     rank, alpha = (_of_pattern(path, options, *names, module) for names in _NUMBERS)
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+    numbers = isinstance(rank, int) and isinstance(alpha, (int, float))
+    if not numbers or rank < 1 or not abs(alpha) <= sys.float_info.max:
         raise CheckpointError(f"{path}: r={rank!r}, lora_alpha={alpha!r}: both must be positive numbers")
     return rank, alpha / (sqrt(rank) if options.get("use_rslora") else rank)
 
@@ -209,13 +215,17 @@ class AdapterSlots:
         """Put an adapter into a slot, whatever was there.
 
         Raises:
-            InputError: its rank is larger than there is room for.
+            InputError: its rank is larger than there is room for, or a value than the model's dtype has.
         """
         if adapter.rank > self.rank:
             raise InputError(
                 f"the adapter has rank {adapter.rank}: there is room for {self.rank}: raise --max-adapter-rank "
                 "(maxLoraRank in config.json)"
             )
+        dtype = self.model.embed.dtype
+        pairs = {place: (a.to(dtype), b.to(dtype)) for place, (a, b) in adapter.pairs.items()}
+        if not all(bool(matrix.isfinite().all()) for pair in pairs.values() for matrix in pair):  # all others' NaN, too
+            raise InputError(f"the adapter has values too large for {dtype}: use --dtype bfloat16")
         stripe = slice((slot - 1) * self.rank, slot * self.rank)
         for index, layer in enumerate(self.model.layers):
             for name, targets in TARGETS.items():
@@ -223,7 +233,7 @@ class AdapterSlots:
                 for a, b, target in zip(projection.a, projection.b, targets, strict=True):
                     a[stripe].zero_()
                     b[:, stripe].zero_()
-                    pair = adapter.pairs.get((index, target))
+                    pair = pairs.get((index, target))
                     if pair is not None:
                         first = slice(stripe.start, stripe.start + len(pair[0]))
                         a[first], b[:, first] = pair[0].to(a), pair[1].to(b)

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-Finish = Literal["stop", "length", "abort"]  # a stop token, the most tokens allowed, ended from outside
+# A stop token, the most tokens allowed, ended from outside, no token could be chosen (a stream raises it).
+Finish = Literal["stop", "length", "abort", "error"]
 GrammarKind = Literal["json_schema", "json_object", "regex", "grammar"]
 
 
@@ -146,7 +147,8 @@ class Stream(Protocol):
     def __aiter__(self) -> AsyncIterator[Event]: ...
 
     async def __anext__(self) -> Event:
-        """Raises StopAsyncIteration after the last event or ``abort``; EngineError if the engine failed."""
+        """Raises StopAsyncIteration after the last event or ``abort``; EngineError if the engine failed, or the model's
+        numbers for this request are none."""
 
     def abort(self) -> None:
         """End the request at once and free what it holds; safe at any time, also twice. No event follows."""

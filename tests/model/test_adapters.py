@@ -100,6 +100,29 @@ def test_a_rank_that_does_not_fit(tmp_path: Path) -> None:
         slots.write(1, read_adapter(save_adapter(tmp_path / "a", 1), model.config))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["lora_A", "lora_B"])
+def test_values_that_are_no_numbers(tmp_path: Path, which: str, value: float) -> None:
+    """They would be in the products of all requests beside it."""
+    folder = save_adapter(tmp_path / "a", 1)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[f"base_model.model.model.layers.1.mlp.down_proj.{which}.weight"][1, 0] = value
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"layer 1's mlp.down_proj has values that are no finite numbers"):
+        read_adapter(folder, load_model(CASE).config)
+
+
+def test_values_that_the_models_dtype_has_not(tmp_path: Path) -> None:
+    model = InferenceModel(fresh().half(), 64)
+    slots = AdapterSlots(model, 1, 8)
+    adapter = read_adapter(save_adapter(tmp_path / "a", 1, lora_alpha=1e8), model.config)
+    with pytest.raises(InputError, match=r"values too large for torch.float16: use --dtype bfloat16"):
+        slots.write(1, adapter)
+    assert not any(weight.any() for layer in model.layers for projection in (layer.qkv, layer.down)
+                   for weight in projection.b)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -111,6 +134,9 @@ def test_a_rank_that_does_not_fit(tmp_path: Path) -> None:
         ({"layer_replication": [[0, 2]]}, "layer_replication="),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4': not served"),
         ({"r": 0}, "r=0"),
+        ({"lora_alpha": float("inf")}, "lora_alpha=inf"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan"),
+        ({"lora_alpha": 10**400}, "lora_alpha=1000"),
         ({"rank_pattern": ["W_pack"]}, r"rank_pattern=\['W_pack'\]: give regular expressions"),
         ({"alpha_pattern": {"(": 1}}, r"alpha_pattern={'\(': 1}: give regular"),
         ({"r": 5}, r"lora_A of layer 0's .* has shape \[4, .*: expected \[5, "),

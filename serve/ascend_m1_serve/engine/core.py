@@ -129,7 +129,7 @@ class Core:
             last_batch=batch,
             prompt_tokens=totals.prompt_tokens + sum(request.prompt for request in plan.admitted),
             cached_tokens=totals.cached_tokens + sum(request.cached for request in plan.admitted),
-            generated_tokens=totals.generated_tokens + len(events),
+            generated_tokens=totals.generated_tokens + sum(len(event.tokens) for _, event in events),
         )
         return events
 
@@ -149,7 +149,10 @@ class Core:
             preemptions=scheduler.preemptions,
         )
 
-    def _hand_out(self, request: Request, token: int, logprobs: tuple[Logprob, ...]) -> tuple[Request, Event]:
+    def _hand_out(self, request: Request, token: int | None, logprobs: tuple[Logprob, ...]) -> tuple[Request, Event]:
+        if token is None:
+            self.scheduler.remove(request)
+            return request, Event((), finish="error")
         request.ids.append(token)
         request.counts[token] += 1
         if request.matcher is not None:

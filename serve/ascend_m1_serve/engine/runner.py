@@ -17,7 +17,7 @@ from .sampler import choose, is_plain
 from .scheduler import Plan
 from .store import PrefixStore, swap_in, swap_out
 
-Chosen = tuple[Request, int, tuple[Logprob, ...]]
+Chosen = tuple[Request, int | None, tuple[Logprob, ...]]
 
 
 class Runner:

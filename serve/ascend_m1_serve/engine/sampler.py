@@ -23,9 +23,14 @@ def is_plain(sampling: Sampling) -> bool:
     return sampling.temperature == 0 and sampling.logprobs is None and not _changes_logits(sampling)
 
 
-def choose(request: Request, logits: Tensor) -> tuple[int, tuple[Logprob, ...]]:
-    """The request's next token from its logits [vocab], which may be changed, and the log-probabilities asked for."""
+def choose(request: Request, logits: Tensor) -> tuple[int | None, tuple[Logprob, ...]]:
+    """The request's next token from its logits [vocab], which may be changed, and the log-probabilities asked for.
+
+    None: no token can be chosen, for a logit is no number, as after an overflow in float16.
+    """
     sampling = request.sampling
+    if not logits.max().isfinite():  # the largest of some numbers and a NaN is NaN
+        return None, ()
     report = None if sampling.logprobs is None else torch.log_softmax(logits, dim=-1)
     if _changes_logits(sampling):
         adjust(request, logits)

@@ -20,6 +20,10 @@ from .grammar import GrammarCompiler, Matcher
 from .request import Request
 
 _log = logging.getLogger(__name__)
+_NO_TOKEN = (
+    "the model's logits for this request are no finite numbers: in float16 they may be too large: use --dtype "
+    "bfloat16; else the checkpoint has such weights"
+)
 
 
 class BuiltInStream:
@@ -45,6 +49,8 @@ class BuiltInStream:
             await self._news.wait()
         event = self._events.popleft()
         self._ended = event.finish is not None
+        if event.finish == "error":
+            raise EngineError(_NO_TOKEN)
         return event
 
     def abort(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1_serve.engine.core import Core
@@ -118,6 +119,39 @@ def test_a_failure_reaches_every_listener(monkeypatch: pytest.MonkeyPatch) -> No
             engine.submit([1], SHORT)
 
     serve(scenario, core)
+
+
+@pytest.mark.parametrize(
+    "sampling", [SHORT, Sampling(24, ignore_eos=True, temperature=1.0, top_k=5, top_p=0.9, seed=1, logprobs=2)]
+)
+def test_a_request_whose_logits_are_no_numbers_ends_alone(sampling: Sampling) -> None:
+    """Token 7 stands for whatever overflows; what it left in the cache does not reach the others, either."""
+    prompts, wanted = [[1, 2, 3], [4, 5, 6]], list[list[int]]()
+
+    async def alone(engine: BuiltInEngine) -> None:
+        for ids in prompts:
+            events = await collect(engine.submit(ids, sampling))
+            wanted.append([token for event in events for token in event.tokens])
+
+    model = copy.deepcopy(load_model(CASE))
+    serve(alone, core_of(model))
+    assert not any(7 in tokens for tokens in wanted)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = torch.nan
+
+    async def scenario(engine: BuiltInEngine) -> None:
+        for _ in range(2):
+            streams = [engine.submit(ids, sampling) for ids in ([7], *prompts, [1, 7, 2])]
+            first, *others, last = await asyncio.gather(*map(collect, streams), return_exceptions=True)
+            for failed in (first, last):
+                assert isinstance(failed, EngineError)
+                assert "logits for this request are no finite numbers" in str(failed)
+            assert [[token for event in events for token in event.tokens] for events in others] == wanted  # type: ignore[union-attr]
+        assert engine.failure is None
+        assert engine.stats().free_blocks == engine.limits.blocks
+        assert engine.stats().generated_tokens == 4 * 24
+
+    serve(scenario, core_of(model))
 
 
 @pytest.mark.parametrize(
