@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 # A stop token, the most tokens allowed, ended from outside, no token could be chosen (a stream raises it).
 Finish = Literal["stop", "length", "abort", "error"]
@@ -25,10 +25,12 @@ class Grammar:
     Attributes:
         kind: json_schema (``text`` is the schema as JSON), json_object (``text`` is empty), regex, grammar (Lark).
         text: the definition.
+        compiled: by an engine (``Engine.compile``), for itself.
     """
 
     kind: GrammarKind
     text: str = ""
+    compiled: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Sampling:
 
     Attributes:
         max_tokens: the most tokens to generate.
-        grammar: tokens that do not fit are never chosen.
+        grammar: tokens that do not fit are never chosen; it is compiled.
         logit_bias: added to these tokens' logits.
         repetition_penalty: of tokens in prompt or answer, positive logits are divided by it, negative multiplied.
         frequency_penalty: subtracted once for every time a token is in the answer.
@@ -172,9 +174,15 @@ class Engine(Protocol):
             priority: 1 (first) to 5.
 
         Raises:
-            InputError: the prompt does not fit, an id is outside the vocabulary, the adapter is unknown, or the grammar
-                cannot be compiled.
+            InputError: the prompt does not fit, an id is outside the vocabulary, or the adapter is unknown.
             EngineError: the engine has stopped.
+        """
+
+    async def compile(self, grammar: Grammar) -> Grammar:
+        """The grammar for any number of requests, compiled beside the event loop.
+
+        Raises:
+            InputError: the definition is wrong or too long.
         """
 
     async def add_adapter(self, name: str, path: str) -> None:

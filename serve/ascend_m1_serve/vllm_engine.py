@@ -41,12 +41,12 @@ class VllmEngine:
     """
 
     def __init__(self, inner: AsyncLLM, recorder: Recorder, limits: Limits, tokenizer: Any) -> None:
-        self._inner, self._recorder, self.limits, self._tokenizer = inner, recorder, limits, tokenizer
+        self._inner, self._recorder, self.limits = inner, recorder, limits
         self._open: set[VllmStream] = set()
         self._news = asyncio.Event()
         self._numbers = itertools.count(1)
         self._adapters: dict[str, Adapter] = {}
-        self._grammars: GrammarCompiler | None = None
+        self._grammars = GrammarCompiler(tokenizer, limits.vocab_size)
         self._closing = False
 
     @property
@@ -83,6 +83,10 @@ class VllmEngine:
         )
         stream.start(outputs)
         return stream
+
+    async def compile(self, grammar: Grammar) -> Grammar:
+        """See ``protocol.Engine.compile``. Refuses what vLLM would refuse later; it compiles the text again."""
+        return await self._grammars.compiled(grammar)
 
     def _close(self, stream: VllmStream) -> None:
         """A request has ended."""
@@ -151,21 +155,18 @@ class VllmEngine:
             stop_token_ids=sorted(sampling.stop_token_ids),
             ignore_eos=sampling.ignore_eos,
             logprobs=sampling.logprobs,
-            structured_outputs=None if sampling.grammar is None else self._structured(sampling.grammar),
+            structured_outputs=None if sampling.grammar is None else _structured(sampling.grammar),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
 
-    def _structured(self, grammar: Grammar) -> StructuredOutputsParams:
-        if self._grammars is None:
-            end = self._tokenizer.eos_token_id
-            self._grammars = GrammarCompiler(self._tokenizer, self.limits.vocab_size, end)
-        self._grammars.compile(grammar)  # refuses here what vLLM would refuse later
-        if grammar.kind == "json_object":
-            return StructuredOutputsParams(json_object=True, disable_any_whitespace=True)
-        if grammar.kind == "json_schema":
-            return StructuredOutputsParams(json=grammar.text, disable_any_whitespace=True)
-        return StructuredOutputsParams(**{grammar.kind: grammar.text})
+
+def _structured(grammar: Grammar) -> StructuredOutputsParams:
+    if grammar.kind == "json_object":
+        return StructuredOutputsParams(json_object=True, disable_any_whitespace=True)
+    if grammar.kind == "json_schema":
+        return StructuredOutputsParams(json=grammar.text, disable_any_whitespace=True)
+    return StructuredOutputsParams(**{grammar.kind: grammar.text})
 
 
 class Recorder(StatLoggerBase):  # type: ignore[misc, unused-ignore]

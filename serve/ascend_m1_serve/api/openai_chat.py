@@ -41,7 +41,7 @@ def routes(front: Front, settings: MindieSettings | None) -> APIRouter:
         if top and not asked.logprobs:
             raise InputError("top_logprobs: set logprobs to true with it")
         most = asked.max_completion_tokens or asked.max_tokens
-        sampling = sampling_of(front, asked, most, top if asked.logprobs else None)
+        sampling = await sampling_of(front, asked, most, top if asked.logprobs else None)
         answers = submitted(front, asked, ids, sampling, adapter)
         if asked.stream:
             events = stream(front, asked, answers, head(CHUNK, "chatcmpl", model), settings)

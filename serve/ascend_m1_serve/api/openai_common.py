@@ -20,8 +20,8 @@ from .openai_schema import Common
 REASONS: dict[Reason, str] = {"stop_token": "stop", "stop_string": "stop", "length": "length", "abort": "abort"}
 
 
-def sampling_of(front: Front, request: Common, max_tokens: int | None, logprobs: int | None) -> Sampling:
-    """The engine's options. Raises InputError."""
+async def sampling_of(front: Front, request: Common, max_tokens: int | None, logprobs: int | None) -> Sampling:
+    """The engine's options, the grammar compiled for all answers. Raises InputError."""
     if request.use_beam_search:
         raise InputError("use_beam_search: there is no beam search here: leave it out; best_of above n chooses, too")
     if logprobs is None and request.candidates() > request.n:
@@ -30,10 +30,11 @@ def sampling_of(front: Front, request: Common, max_tokens: int | None, logprobs:
     stop_tokens = frozenset(request.stop_token_ids)
     if stop_tokens and max(stop_tokens) >= vocab_size:
         raise InputError(f"stop_token_ids: {max(stop_tokens)}: give token ids below {vocab_size}")
+    grammar = request.grammar_of_answer()
     sampling = front.sampling(
         request.asked(),
         **({} if max_tokens is None else {"max_tokens": max_tokens}),
-        grammar=request.grammar_of_answer(),
+        grammar=None if grammar is None else await front.engine.compile(grammar),
         logit_bias=request.biases(vocab_size),
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,

@@ -38,7 +38,7 @@ def routes(front: Front, settings: MindieSettings | None) -> APIRouter:
         adapter = front.adapter(model)
         check(asked)
         prompts = [await front.text_ids(p) if isinstance(p, str) else p for p in prompts_of(asked)]
-        sampling = sampling_of(front, asked, asked.max_tokens or DEFAULT_TOKENS, asked.logprobs)
+        sampling = await sampling_of(front, asked, asked.max_tokens or DEFAULT_TOKENS, asked.logprobs)
         answers: list[Answer] = []
         try:
             for ids in prompts:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,28 +15,43 @@ from ascend_m1.errors import InputError
 
 from ..protocol import Grammar
 
+MOST_CHARACTERS = 2**17  # of a definition: a schema of so many properties takes some seconds, growing with the square
+
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer; made when the first request needs it.
+    """Compiles grammars for one tokenizer. Made in an event loop's thread.
 
     Args:
-        tokenizer: a transformers tokenizer with a fast backend.
+        tokenizer: a transformers tokenizer with a fast backend; its own end ends an answer.
         vocab_size: rows of the model's head, at least as many as the tokenizer has tokens.
-        end_token: what ends an answer.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int, end_token: int) -> None:
+    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._turn = asyncio.Lock()
+
+    async def compiled(self, grammar: Grammar) -> Grammar:
+        """See ``protocol.Engine.compile``. One at a time: the threads are there for long prompts, too."""
+        if len(grammar.text) > MOST_CHARACTERS:
+            raise InputError(
+                f"{grammar.kind}: the definition has {len(grammar.text)} characters: give at most {MOST_CHARACTERS}"
+            )
+        async with self._turn:
+            return replace(grammar, compiled=await asyncio.to_thread(self.compile, grammar))
+
+    @cached_property
+    def _tokens(self) -> Any:
         from llguidance.hf import from_tokenizer
 
-        self._tokens = from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=end_token)
+        return from_tokenizer(self._tokenizer, n_vocab=self._vocab_size, eos_token=self._tokenizer.eos_token_id)
 
     def compile(self, grammar: Grammar) -> Matcher:
-        """Raises InputError if the definition is wrong."""
+        """Where an answer begins. Raises InputError if the definition is wrong."""
         from llguidance import LLMatcher
 
         try:
             definition = _definition(grammar)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{grammar.kind}: {' '.join(str(error).split())}: correct the definition") from None
         inner = LLMatcher(self._tokens, definition)
         if inner.is_error():
@@ -69,6 +87,10 @@ class Matcher:
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
+
+    def copy(self) -> Matcher:
+        """For another answer."""
+        return Matcher(self._inner.deep_copy())
 
     def mask(self, logits: Tensor) -> None:
         """Set logits [vocab], float32 on the CPU, of tokens that do not fit to minus infinity."""

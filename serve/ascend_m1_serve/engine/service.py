@@ -13,10 +13,10 @@ from typing import Any
 from ascend_m1.adapters import read_adapter
 
 from ..errors import EngineError
-from ..protocol import Event, Limits, Sampling, Stats
+from ..protocol import Event, Grammar, Limits, Sampling, Stats
 from .adapter_table import AdapterTable, Loaded
 from .core import Core, check_prompt
-from .grammar import GrammarCompiler, Matcher
+from .grammar import GrammarCompiler
 from .request import Request
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class BuiltInEngine:
     """
 
     def __init__(self, core: Core, tokenizer: Any) -> None:
-        self._core, self._tokenizer = core, tokenizer
+        self._core = core
         self._loop = asyncio.get_running_loop()
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -88,7 +88,7 @@ class BuiltInEngine:
         self._open: set[BuiltInStream] = set()  # the event loop's
         self._asked: set[asyncio.Future[None]] = set()  # the event loop's: what the engine's thread is to do
         self._news = asyncio.Event()  # a request has ended
-        self._grammars: GrammarCompiler | None = None
+        self._grammars = GrammarCompiler(tokenizer, core.limits.vocab_size)
         self._adapters = AdapterTable(core.slots.count if core.slots else 0)
         self._stats = core.stats()
         self._closing, self._failure = False, ""
@@ -113,7 +113,7 @@ class BuiltInEngine:
         self._check_working()
         check_prompt(ids, self.limits)
         loaded = None if adapter is None else self._adapters.find(adapter)
-        matcher = self._matcher(sampling)
+        matcher = None if sampling.grammar is None else sampling.grammar.compiled.copy()
         stream = BuiltInStream(self, loaded)
         slot, root = (0, b"") if loaded is None else (loaded.slot, loaded.root)
 
@@ -126,6 +126,10 @@ class BuiltInEngine:
         self._open.add(stream)
         self._give(add)
         return stream
+
+    async def compile(self, grammar: Grammar) -> Grammar:
+        """See ``protocol.Engine.compile``."""
+        return await self._grammars.compiled(grammar)
 
     def forget(self, stream: BuiltInStream) -> None:
         """End a request from outside."""
@@ -184,14 +188,6 @@ class BuiltInEngine:
         """End the wait for what the engine's thread will not do any more."""
         for done in self._asked:
             _settle(done, self._ended())
-
-    def _matcher(self, sampling: Sampling) -> Matcher | None:
-        if sampling.grammar is None:
-            return None
-        if self._grammars is None:
-            end = self._tokenizer.eos_token_id
-            self._grammars = GrammarCompiler(self._tokenizer, self.limits.vocab_size, end)
-        return self._grammars.compile(sampling.grammar)
 
     def _close(self, stream: BuiltInStream) -> None:
         if stream not in self._open:

@@ -178,6 +178,7 @@ def test_tools_reach_the_template(client: OpenAI) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, 400, "give the schema"),
         ({"extra_body": {"structured_outputs": {"regex": "("}}}, 400, "regex: "),
         ({"extra_body": {"structured_outputs": {"structural_tag": "x"}}}, 400, "structural_tag is not supported"),
+        ({"extra_body": {"guided_regex": "a" * 131073}}, 400, "regex: the definition has 131073 characters: give at"),
         ({"extra_body": {"structured_outputs": {}}}, 400, "structured_outputs: give one of json, regex, choice"),
         ({"extra_body": {"guided_whitespace_pattern": " "}}, 400, "whitespace_pattern is not supported"),
         ({"extra_body": {"guided_regex": "a", "guided_choice": ["b"]}}, 400, "guided_…: give one of json, regex"),

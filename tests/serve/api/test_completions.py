@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import AutoTokenizer
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import InputError
 from ascend_m1_serve.answer import Answer
+from ascend_m1_serve.engine.grammar import GrammarCompiler, Matcher
+from ascend_m1_serve.protocol import Grammar
 
 from .running import Running
 
@@ -56,6 +59,24 @@ def test_logprobs(client: OpenAI) -> None:
     assert "".join(found.tokens).strip() == choice.text.strip()
     assert [chosen >= max(top.values()) for chosen, top in zip(found.token_logprobs, found.top_logprobs, strict=True)]
     assert found.text_offset == [len("".join(found.tokens[:i])) for i in range(len(found.tokens))]
+
+
+def test_a_grammar_is_compiled_once_for_all_answers_beside_the_event_loop(
+    client: OpenAI, service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, compile_grammar = list[threading.Thread](), GrammarCompiler.compile
+
+    def recorded(compiler: GrammarCompiler, grammar: Grammar) -> Matcher:
+        threads.append(threading.current_thread())
+        return compile_grammar(compiler, grammar)
+
+    monkeypatch.setattr(GrammarCompiler, "compile", recorded)
+    body = {"structured_outputs": {"regex": "[A-Z][0-9]{2}"}}
+    choices = complete(client, [PROMPT, "x"], n=4, temperature=1.0, max_tokens=20, extra_body=body).choices
+    assert all(re.fullmatch(r"[A-Z]\d\d", choice.text) for choice in choices)
+    assert len(choices) == 8
+    assert len(threads) == 1
+    assert threads[0] is not service.call(threading.current_thread)
 
 
 def test_offsets_are_places_in_the_text(client: OpenAI) -> None:

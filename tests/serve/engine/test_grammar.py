@@ -34,7 +34,7 @@ SCHEMA = {
 def compiler() -> tuple[GrammarCompiler, Any]:
     tokenizer = BaichuanM1Tokenizer.from_pretrained(EMBEDDED)
     config = BaichuanM1ForCausalLM.from_pretrained(EMBEDDED).config
-    return GrammarCompiler(tokenizer, config.vocab_size, tokenizer.eos_token_id), tokenizer
+    return GrammarCompiler(tokenizer, config.vocab_size), tokenizer
 
 
 def answers(grammar: Grammar, temperature: float, count: int = 4) -> list[str]:
@@ -75,6 +75,7 @@ def test_grammar() -> None:
     "grammar",
     [
         Grammar("json_schema", "{"),
+        Grammar("json_schema", '{"items":' * 5000 + "{}" + "}" * 5000),
         Grammar("json_schema", '{"type": "nonsense"}'),
         Grammar("regex", "[a-"),
         Grammar("grammar", "start: missing"),
