@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ascend_m1_ops import native_linear, pack, packed_linear, prepare, quant_linear
-from ascend_m1_ops.native_linear.library import library
+from ascend_m1_ops.native_linear.library import _build, library
 
 HARDWARE = pytest.mark.skipif(not native_linear.available(), reason="hardware: no AVX512-BF16")
 
@@ -40,6 +42,40 @@ def test_rows_that_do_not_fit_are_refused(x: Tensor, message: str) -> None:
 def test_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 16 and 8, not 24 and 64"):
         native_linear.bfloat16_layout(torch.zeros(24, 64).bfloat16())
+
+
+@HARDWARE
+@pytest.mark.parametrize("change", [lambda t: t[0], lambda t: t[:, :, :16], lambda t: t[:, :-1]])
+def test_layouts_that_do_not_fit_are_refused(change: Callable[[Tensor], Tensor]) -> None:
+    """What is read goes by addresses: a shape or a stride that is not what it seems reads what is not there."""
+    x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), int4(32, 64)
+    weight = native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16())
+    for whole, ask in (
+        (numbers, lambda part: native_linear.int4_linear(x, part, scales)),
+        (weight, lambda part: native_linear.bfloat16_linear(x, part)),
+    ):
+        for part in (change(whole), change(whole).contiguous()):
+            with pytest.raises(ValueError, match=r"must be (as|contiguous|of the|\[rows)"):
+                ask(part)
+
+
+@HARDWARE
+@pytest.mark.parametrize(
+    ("outputs", "groups", "message"), [(16, 2, "of the numbers' outputs"), (32, 3, "in groups of"), (32, 0, "groups")]
+)
+def test_scales_of_other_weights_are_refused(outputs: int, groups: int, message: str) -> None:
+    x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), int4(32, 64)
+    with pytest.raises(ValueError, match=message):
+        native_linear.int4_linear(x, numbers, torch.zeros(outputs // 16, groups, 16).bfloat16())
+    strided = scales.mT.contiguous().mT  # of the right shape
+    with pytest.raises(ValueError, match="must be contiguous"):
+        native_linear.int4_linear(x, numbers, strided)
+    strided = numbers.mT.contiguous().mT
+    with pytest.raises(ValueError, match="must be contiguous"):
+        native_linear.int4_linear(x, strided, scales)
+    weight = native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16())
+    with pytest.raises(ValueError, match="must be contiguous"):
+        native_linear.bfloat16_linear(x, weight.mT.contiguous().mT)
 
 
 @HARDWARE
@@ -86,4 +122,19 @@ def test_without_a_compiler_the_libraries_multiply(caplog: pytest.LogCaptureFixt
     assert packed.is_mkldnn
     for out in (quant_linear(x, quantised), packed_linear(x, packed)):
         torch.testing.assert_close(out, x.sum(1, keepdim=True).expand(5, 96), rtol=0.01, atol=0.1)
-    assert [record.message.partition(":")[0] for record in caplog.records] == ["no products of our own"]
+    [record] = caplog.records
+    assert record.message.startswith("no products of our own: ")
+    if "AVX512" not in record.message:
+        assert record.message.endswith("no-compiler: there is no such compiler: name another, or unset it")
+
+
+def test_a_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "a compiler.py"
+    script.write_text("import sys; sys.exit(' '.join(sys.argv[1:3]))")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", shlex.join([sys.executable, str(script), "-m64"]))
+    with pytest.raises(RuntimeError, match=r"a compiler.py' -m64 could not build it: -m64 -O3$"):
+        _build()
+    monkeypatch.setenv("CXX", "g++ '")
+    with pytest.raises(RuntimeError, match=r"^CXX=g\+\+ ': No closing quotation: correct it, or unset it$"):
+        _build()

@@ -28,6 +28,10 @@ def bfloat16_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def _check(x: Tensor, weight: Tensor) -> None:
     """What follows goes by addresses."""
+    if weight.dim() != 3 or weight.shape[2] != 2 * ROW_BLOCK or weight.shape[1] * 2 % INPUT_BLOCK:
+        raise ValueError(f"bfloat16_linear: weight must be as bfloat16_layout makes it, not {list(weight.shape)}")
+    if not weight.is_contiguous():
+        raise ValueError("bfloat16_linear: weight must be contiguous, as bfloat16_layout makes it")
     inputs, dtypes = weight.shape[1] * 2, (x.dtype, weight.dtype)
     if x.dim() != 2 or x.shape[1] != inputs:
         raise ValueError(f"bfloat16_linear: x must be [rows, {inputs}], not {list(x.shape)}")

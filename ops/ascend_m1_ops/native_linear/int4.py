@@ -29,7 +29,16 @@ def int4_linear(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
 
 def _check(x: Tensor, numbers: Tensor, scales: Tensor) -> None:
     """What follows goes by addresses."""
-    inputs, dtypes = numbers.shape[1] * 8, (x.dtype, numbers.dtype, scales.dtype)
+    shapes = f"{list(numbers.shape)} and {list(scales.shape)}"
+    if numbers.dim() != 3 or numbers.shape[2] != 2 * ROW_BLOCK or scales.dim() != 3:
+        raise ValueError(f"int4_linear: numbers and scales must be as int4_layout makes them, not {shapes}")
+    blocks, words, _ = numbers.shape  # a word is eight inputs, of which a group has a multiple
+    groups = scales.shape[1]
+    if scales.shape != (blocks, groups, ROW_BLOCK) or groups < 1 or words % groups:
+        raise ValueError(f"int4_linear: the scales must be of the numbers' outputs, in groups of words, not {shapes}")
+    if not (numbers.is_contiguous() and scales.is_contiguous()):
+        raise ValueError("int4_linear: numbers and scales must be contiguous, as int4_layout makes them")
+    inputs, dtypes = words * 8, (x.dtype, numbers.dtype, scales.dtype)
     if x.dim() != 2 or x.shape[1] != inputs:
         raise ValueError(f"int4_linear: x must be [rows, {inputs}], not {list(x.shape)}")
     if dtypes != (torch.bfloat16, torch.int16, torch.bfloat16):

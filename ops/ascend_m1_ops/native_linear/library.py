@@ -8,6 +8,7 @@ import logging
 import mmap
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -57,10 +58,24 @@ def in_large_pages(view: Tensor) -> Tensor:
     return copy.copy_(view)
 
 
+def _compiler() -> list[str]:
+    """Its command, to which arguments may belong."""
+    named, found = os.environ.get("CXX"), shutil.which("g++") or shutil.which("clang++")
+    if not named:
+        if found is None:
+            raise RuntimeError("no C++ compiler found: install g++, or name one in CXX")
+        return [found]
+    try:
+        command = shlex.split(named)
+    except ValueError as error:
+        raise RuntimeError(f"CXX={named}: {error}: correct it, or unset it") from None
+    if not command or shutil.which(command[0]) is None:
+        raise RuntimeError(f"CXX={named}: there is no such compiler: name another, or unset it")
+    return command
+
+
 def _build() -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise RuntimeError("no C++ compiler found: install g++, or name one in CXX")
+    compiler = _compiler()
     key = hashlib.sha256(SOURCE.read_bytes() + repr((compiler, FLAGS)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ascend-m1" / "linear"
     built = folder / f"linear-{key}.so"
@@ -68,9 +83,10 @@ def _build() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / "linear.so"
-            command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+            command = [*compiler, *FLAGS, "-o", str(made), str(SOURCE)]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
-                raise RuntimeError(f"{compiler} could not build it: {(result.stderr.strip() or '?').splitlines()[0]}")
+                reason = (result.stderr.strip() or "?").splitlines()[0]
+                raise RuntimeError(f"{shlex.join(compiler)} could not build it: {reason}")
             made.rename(built)
     return built
