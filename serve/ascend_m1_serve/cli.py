@@ -20,12 +20,12 @@ DEFAULT_PORT = 1025  # MindIE Service's
 KEY_VARIABLE = "ASCEND_M1_API_KEY"
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 _TOO_LARGE = (
-    "out of memory: lower --max-sequences or --max-length (maxBatchSize, maxSeqLen in config.json), or use a 16-bit "
-    "--dtype or a larger device; see `ascend-m1 plan`"
+    "out of memory: lower --kv-cache-gib, --max-sequences or --max-length (npuMemSize, maxBatchSize, maxSeqLen in "
+    "config.json), or use a 16-bit --dtype or a larger device; see `ascend-m1 plan`"
 )
 # What a config.json says; with one, these options are left at their defaults.
 _CONFIGURED = (
-    *("model", "max_length", "max_sequences", "adapter", "max_adapters", "max_adapter_rank"),
+    *("model", "max_length", "max_sequences", "kv_cache_gib", "adapter", "max_adapters", "max_adapter_rank"),
     *("tensor_parallel_size", "pipeline_parallel_size"),
     *("host", "port", "served_model_name", "max_queue", "max_body_mb", "ssl_certfile", "ssl_keyfile"),
 )
@@ -64,6 +64,8 @@ def add_parser(commands: Any) -> None:
     engine.add_argument("--max-length", type=int, metavar="N", help="tokens of the longest sequence (default: the "
                         "checkpoint's context, at most 8192)")  # fmt: skip
     engine.add_argument("--max-sequences", type=int, default=16, metavar="N", help="at the same time (default: 16)")
+    engine.add_argument("--kv-cache-gib", type=float, metavar="GIB", help="memory for the cache; where it runs out, "
+                        "whole sequences wait in the host's memory (default: for all at their longest)")  # fmt: skip
     engine.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR", help="a LoRA adapter from a PEFT "
                         "folder, asked for as a model; may be repeated")  # fmt: skip
     engine.add_argument("--max-adapters", type=int, metavar="N", help="loaded at the same time; more than --adapter "
@@ -180,6 +182,7 @@ def _options(arguments: argparse.Namespace) -> tuple[Wanted, Service]:
         dtype=arguments.dtype,
         max_length=arguments.max_length,
         max_sequences=arguments.max_sequences,
+        kv_cache_gib=arguments.kv_cache_gib,
         adapters=adapters,
         max_adapters=arguments.max_adapters,
         max_adapter_rank=arguments.max_adapter_rank,

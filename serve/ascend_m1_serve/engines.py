@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from ascend_m1.inference import InferenceModel
 
 from .engine.core import Core, EngineOptions, make_core
 from .engine.service import BuiltInEngine
-from .engine.size import check_size, limit_product_caches
+from .engine.size import GIB, blocks_within, check_size, limit_product_caches
 from .front import Defaults
 from .protocol import Engine
 
@@ -32,7 +32,9 @@ class Wanted:
     Attributes:
         model: checkpoint folder. device, dtype: by name, see ``ascend_m1.device``.
         max_length: tokens of the longest sequence; None: the checkpoint's context, at most ``DEFAULT_LENGTH``.
-        max_sequences: at the same time. blocks: of the cache; None: for all of them at their longest.
+        max_sequences: at the same time.
+        kv_cache_gib: of a device's memory for the cache; None: for all sequences at their longest; vLLM: its choice.
+        chunk: tokens of prompts in a step.
         adapters: PEFT folders by name. max_adapters: loaded at the same time; None: as many as these.
         max_adapter_rank: None: the largest of these, at least 16.
         tensor_parallel, pipeline_parallel, devices, memory_fraction: for vLLM; the built-in engine runs on one device
@@ -44,10 +46,8 @@ class Wanted:
     dtype: str = "auto"
     max_length: int | None = None
     max_sequences: int = 16
-    blocks: int | None = None
+    kv_cache_gib: float | None = None
     chunk: int = 512
-    prefix_caching: bool = True
-    graph: str | None = None
     adapters: dict[str, Path] | None = None
     max_adapters: int | None = None
     max_adapter_rank: int | None = None
@@ -117,12 +117,14 @@ def vllm(wanted: Wanted, **more: Any) -> Vllm:
         "dtype": wanted.dtype,
         "max_model_len": options.max_length,
         "max_num_seqs": wanted.max_sequences,
-        "enable_prefix_caching": wanted.prefix_caching,
+        "enable_prefix_caching": True,
         "tensor_parallel_size": wanted.tensor_parallel,
         "pipeline_parallel_size": wanted.pipeline_parallel,
     }
     if wanted.memory_fraction is not None:
         arguments["gpu_memory_utilization"] = wanted.memory_fraction
+    if wanted.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(wanted.kv_cache_gib * GIB)
     if options.adapters:
         rank = next((size for size in _VLLM_RANKS if size >= options.adapter_rank), None)
         if rank is None:
@@ -162,14 +164,15 @@ def built_in(wanted: Wanted) -> BuiltIn:
     checkpoint = open_checkpoint(str(wanted.model))
     dtype, _ = choose_dtype(wanted.dtype, device, checkpoint.config.dtype)
     options = _options(wanted, checkpoint)
+    if wanted.kv_cache_gib is not None:
+        options = replace(options, blocks=blocks_within(checkpoint.config, options, dtype, wanted.kv_cache_gib))
     check_size(checkpoint.config, options, dtype, device)
     limit_product_caches(options.max_sequences)
     load: Any = load_quantised if is_quantised(checkpoint) else load_model
     source = load(checkpoint, device, wanted.dtype)
     model = InferenceModel(source, options.max_length)
     del source  # each of its matrices goes when its packed copy has come
-    if options.graph != "inductor":
-        model.pack_weights()
+    model.pack_weights()
     core = make_core(model, options)
     return BuiltIn(core, checkpoint.tokenizer, _defaults(wanted.model))
 
@@ -184,6 +187,8 @@ def _options(wanted: Wanted, checkpoint: Checkpoint) -> EngineOptions:
     length = min(context, DEFAULT_LENGTH) if wanted.max_length is None else wanted.max_length
     if length > context:
         raise InputError(f"max_length={length}: the checkpoint's context is {context}: give at most that")
+    if wanted.kv_cache_gib is not None and not 0 < wanted.kv_cache_gib < 2**20:
+        raise InputError(f"--kv-cache-gib={wanted.kv_cache_gib}: give GiB of memory, more than 0")
     adapters = wanted.adapters or {}
     count = len(adapters) if wanted.max_adapters is None else wanted.max_adapters
     if count < len(adapters):
@@ -195,10 +200,7 @@ def _options(wanted: Wanted, checkpoint: Checkpoint) -> EngineOptions:
     return EngineOptions(
         max_length=length,
         max_sequences=wanted.max_sequences,
-        blocks=wanted.blocks,
         chunk=wanted.chunk,
-        prefix_caching=wanted.prefix_caching,
-        graph=wanted.graph,
         adapters=count,
         adapter_rank=rank,
     )

@@ -132,7 +132,7 @@ def test_out_of_memory_names_the_options(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(engines, "load_model", load)
     assert main(["serve", "--device", "cpu", "--port", "0"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("ascend-m1: error: out of memory: lower --max-sequences or --max-length (maxBatchSize, ")
+    assert told.startswith("ascend-m1: error: out of memory: lower --kv-cache-gib, --max-sequences or --max-length (")
 
 
 def test_an_engine_that_fails_ends_the_process(

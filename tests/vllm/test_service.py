@@ -48,6 +48,10 @@ def test_memory_fraction() -> None:
     assert "gpu_memory_utilization" not in vllm(Wanted(EMBEDDED)).arguments
 
 
+def test_memory_of_the_cache() -> None:
+    assert vllm(Wanted(EMBEDDED, kv_cache_gib=0.5)).arguments["kv_cache_memory_bytes"] == 2**29
+
+
 def test_ranks_of_adapters() -> None:
     assert vllm(Wanted(EMBEDDED, max_adapters=1, max_adapter_rank=40)).arguments["max_lora_rank"] == 64
     with pytest.raises(InputError, match="adapters of rank 513: vLLM takes at most 512: lower --max-adapter-rank"):

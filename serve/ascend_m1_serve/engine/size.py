@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import replace
 
 import torch
 
@@ -13,10 +15,12 @@ from ascend_m1.errors import InputError
 from ascend_m1.paged import FILLERS, PagedCache
 
 from .core import EngineOptions
+from .request import blocks_for
 from .store import PrefixStore
 
 # Of oneDNN and of torch above it, each holds what the other lets go. Read when the first product is computed.
 _PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+GIB = 2**30
 MOST_SEQUENCES = FILLERS  # at the same time: those that fill a step up need rows of their own
 
 
@@ -31,9 +35,30 @@ def check_size(config: BaichuanM1Config, options: EngineOptions, dtype: torch.dt
     need, have = cache_bytes(config, options, dtype), _memory(device)
     if have is not None and need > have:
         raise InputError(
-            f"the cache of max_sequences={sequences}, max_length={length} takes {need / 1e9:.1f} GB and {device} has "
-            f"{have / 1e9:.1f}: lower --max-sequences or --max-length (maxBatchSize, maxSeqLen in config.json)"
+            f"the cache of max_sequences={sequences}, max_length={length} takes {need / GIB:.1f} GiB and {device} has "
+            f"{have / GIB:.1f}: give --kv-cache-gib, or lower --max-sequences or --max-length (npuMemSize, "
+            "maxBatchSize, maxSeqLen in config.json)"
         )
+
+
+def blocks_within(config: BaichuanM1Config, options: EngineOptions, dtype: torch.dtype, gib: float) -> int:
+    """How many blocks a cache of so many GiB has, with what prefix caching keeps beside it.
+
+    Raises:
+        InputError: fewer than the longest sequence takes.
+    """
+    fixed, two = (cache_bytes(config, replace(options, blocks=blocks), dtype) for blocks in (1, 2))
+    each, least = two - fixed, blocks_for(options.max_length)
+    fixed -= each  # rings and states, one for each of the sequences
+    blocks = int(gib * GIB - fixed) // each
+    if blocks < least:
+        need = math.ceil((fixed + least * each) / GIB * 1000) / 1000
+        raise InputError(
+            f"--kv-cache-gib={gib:g}: {options.max_sequences} sequences, one of them of {options.max_length} tokens, "
+            f"take {need:g}: give at least that, or lower --max-sequences or --max-length (npuMemSize, maxBatchSize, "
+            "maxSeqLen in config.json)"
+        )
+    return blocks
 
 
 def limit_product_caches(sequences: int) -> None:

@@ -118,7 +118,7 @@ MODEL = {
     "modelWeightPath": Field(str, required=True, **_PATH),
     "worldSize": _number(4, 1, 1024),
     "cpuMemSize": _number(5, 0, MOST),
-    "npuMemSize": _number(-1, -1, MOST, used=False),
+    "npuMemSize": _number(-1, -1, MOST),
     "backendType": Field(str, "atb", required=True, choices=("atb", "torch", "ms"), used=False),
     "trustRemoteCode": Field(bool, False, used=False),
     "plugin_params": Field((str, dict), used=False),

@@ -96,6 +96,7 @@ def wanted_engine(
         device=device,
         max_length=config.max_length,
         max_sequences=config.max_sequences if several else min(config.max_sequences, MOST_SEQUENCES),
+        kv_cache_gib=None if config.npu_memory == -1 else config.npu_memory,
         chunk=min(config.prefill_tokens, 512),
         adapters=config.adapters,
         max_adapters=config.max_adapters,

@@ -147,6 +147,14 @@ def test_a_block_that_is_not_there_is_one_mistake(path: str, tmp_path: Path) -> 
     assert [problem.split(" is missing")[0] for problem in caught.value.problems] == [path]
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(-1, None), (8, 8)])
+def test_memory_of_the_cache(given: int, wanted: int | None, tmp_path: Path) -> None:
+    path = written(tmp_path, change(content(), f"{MODEL}npuMemSize", given))
+    found = read_config(path, Environment())
+    assert f"{MODEL}npuMemSize" not in found.idle
+    assert wanted_engine(found, path, Environment(), several=False).kv_cache_gib == wanted
+
+
 def test_memory_without_swapping(tmp_path: Path) -> None:
     config = change(change(content(), f"{MODEL}cpuMemSize", 0), f"{SCHEDULE}maxPreemptCount", 1)
     with pytest.raises(MindieConfigError, match=r"cpuMemSize=0: needs maxPreemptCount=0"):
@@ -218,12 +226,12 @@ def test_any_value_is_taken_or_refused(tmp_path: Path, path: tuple[str, str], va
 
 
 def test_defaults_and_what_is_not_needed(tmp_path: Path) -> None:
-    config = change(change(content(), f"{SERVER}managementIpAddress", ...), f"{MODEL}npuMemSize", 8)
+    config = change(change(content(), f"{SERVER}managementIpAddress", ...), f"{SCHEDULE}maxPreemptCount", 1)
     change(config, f"{DEPLOY}LoraModules", [{"name": "x", "path": "a", "baseModelName": None}])
     change(config, f"{SERVER}HealthCheckConfig", {"npuUsageThreshold": 10})
     found = read_config(written(tmp_path, config), Environment())
     assert (found.management.host, found.max_choices) == ("127.0.0.2", 128)
-    assert {f"{MODEL}npuMemSize", f"{SERVER}HealthCheckConfig.npuUsageThreshold"} <= set(found.idle)
+    assert {f"{SCHEDULE}maxPreemptCount", f"{SERVER}HealthCheckConfig.npuUsageThreshold"} <= set(found.idle)
     assert read_config(written(tmp_path, change(config, f"{SCHEDULE}maxN", 3)), Environment()).max_choices == 3
 
 
