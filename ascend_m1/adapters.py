@@ -157,6 +157,15 @@ def _shapes(config: BaichuanM1Config, layer: int, target: str, rank: int) -> tup
     return (rank, inputs), (outputs, rank)
 
 
+def check_rank(adapter: Adapter, room: int) -> None:
+    """Raises InputError if its rank is larger than there is room for."""
+    if adapter.rank > room:
+        raise InputError(
+            f"the adapter has rank {adapter.rank}: there is room for {room}: raise --max-adapter-rank "
+            "(maxLoraRank in config.json)"
+        )
+
+
 def merge_adapter(model: BaichuanM1ForCausalLM, adapter: Adapter) -> None:
     """Add an adapter to the model's own weights, computed in float64 and rounded once."""
     with torch.no_grad():
@@ -217,11 +226,7 @@ class AdapterSlots:
         Raises:
             InputError: its rank is larger than there is room for, or a value than the model's dtype has.
         """
-        if adapter.rank > self.rank:
-            raise InputError(
-                f"the adapter has rank {adapter.rank}: there is room for {self.rank}: raise --max-adapter-rank "
-                "(maxLoraRank in config.json)"
-            )
+        check_rank(adapter, self.rank)
         dtype = self.model.embed.dtype
         pairs = {place: (a.to(dtype), b.to(dtype)) for place, (a, b) in adapter.pairs.items()}
         if not all(bool(matrix.isfinite().all()) for pair in pairs.values() for matrix in pair):  # all others' NaN, too

@@ -20,15 +20,15 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from ascend_m1.adapters import read_adapter
-from ascend_m1.checkpoint_files import read_adapter_config
+from ascend_m1.adapters import check_rank, read_adapter
 from ascend_m1.errors import InputError
 
+from .engine.adapter_table import AdapterTable
 from .engine.core import check_prompt
 from .engine.grammar import GrammarCompiler
 from .errors import EngineError
 from .protocol import Grammar, Limits, Sampling, Stats
-from .vllm_stream import Adapter, VllmStream
+from .vllm_stream import VllmStream
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
@@ -45,7 +45,9 @@ class VllmEngine:
         self._open: set[VllmStream] = set()
         self._news = asyncio.Event()
         self._numbers = itertools.count(1)
-        self._adapters: dict[str, Adapter] = {}
+        lora = inner.vllm_config.lora_config
+        self._adapters = AdapterTable(lora.max_loras if lora else 0)
+        self._loras: dict[int, LoRARequest] = {}  # by slot
         self._grammars = GrammarCompiler(tokenizer, limits.vocab_size)
         self._closing = False
 
@@ -59,7 +61,7 @@ class VllmEngine:
         return replace(recorded, free_blocks=free)
 
     def adapters(self) -> list[str]:
-        return sorted(self._adapters)
+        return self._adapters.names()
 
     def submit(
         self, ids: Sequence[int], sampling: Sampling, *, adapter: str | None = None, priority: int = 5
@@ -68,7 +70,7 @@ class VllmEngine:
         if self.failure or self._closing:
             raise EngineError(self.failure or "the engine takes nothing any more: it is being stopped")
         check_prompt(ids, self.limits)
-        loaded = None if adapter is None else self._find(adapter)
+        loaded = None if adapter is None else self._adapters.find(adapter)
         parameters = self._parameters(sampling, self.limits.max_length - len(ids))
         stream = VllmStream(self._close, loaded, sampling.logprobs or 0)
         if loaded is not None:
@@ -78,7 +80,7 @@ class VllmEngine:
             TokensPrompt(prompt_token_ids=list(ids)),
             parameters,
             f"request-{next(self._numbers)}",
-            lora_request=None if loaded is None else loaded.request,
+            lora_request=None if loaded is None else self._loras[loaded.slot],
             priority=priority,
         )
         stream.start(outputs)
@@ -96,27 +98,30 @@ class VllmEngine:
         self._news.set()
 
     async def add_adapter(self, name: str, path: str) -> None:
-        """See ``protocol.Engine.add_adapter``."""
-        if name in self._adapters:
-            raise InputError(f"adapter {name!r} is loaded already: unload it first, or choose another name")
-        read_adapter_config(Path(path))  # says what is wrong with a path
-        request = LoRARequest(name, next(self._numbers), path)
+        """See ``protocol.Engine.add_adapter``. What no engine serves is refused in the same words by both."""
+        loaded, config = self._adapters.reserve(name), self._inner.vllm_config
+        request = LoRARequest(loaded.key, loaded.number, path)
         try:
-            await self._inner.add_lora(request)
-        except Exception as error:  # whatever a worker raises, sent as text
-            # Says it in words of its own, if it is what no engine serves.
-            await asyncio.to_thread(read_adapter, Path(path), self._inner.vllm_config.model_config.hf_config)
-            raise InputError(f"adapter {name!r}: {' '.join(str(error).split())}") from None
-        self._adapters[name] = Adapter(request)
+            adapter = await asyncio.to_thread(read_adapter, Path(path), config.model_config.hf_config)
+            check_rank(adapter, config.lora_config.max_lora_rank)
+            try:
+                await self._inner.add_lora(request)
+            except Exception as error:  # whatever a worker raises, sent as text
+                raise EngineError(f"vLLM could not load adapter {name!r}: {' '.join(str(error).split())}") from None
+        except BaseException:
+            self._adapters.cancel(name, loaded)
+            raise
+        self._loras[loaded.slot] = request
+        self._adapters.commit(name, loaded)
 
     async def remove_adapter(self, name: str) -> None:
         """See ``protocol.Engine.remove_adapter``."""
-        loaded = self._find(name)
-        del self._adapters[name]
+        loaded = self._adapters.remove(name)
         while loaded.users:
             self._news.clear()
             await self._news.wait()
-        await self._inner.remove_lora(loaded.request.lora_int_id)
+        await self._inner.remove_lora(loaded.number)
+        self._adapters.give_back(loaded)
 
     async def stop(self) -> None:
         """See ``protocol.Engine.stop``."""
@@ -127,12 +132,6 @@ class VllmEngine:
             self._news.clear()
             await self._news.wait()
         self._inner.shutdown()
-
-    def _find(self, name: str) -> Adapter:
-        if name not in self._adapters:
-            known = ", ".join(sorted(self._adapters)) or "none"
-            raise InputError(f"adapter {name!r} is not loaded: loaded are: {known}")
-        return self._adapters[name]
 
     def _parameters(self, sampling: Sampling, room: int) -> SamplingParams:
         try:

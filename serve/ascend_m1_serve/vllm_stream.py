@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
-from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 
 from ascend_m1.errors import InputError
 
+from .engine.adapter_table import Loaded
 from .errors import EngineError
 from .protocol import Event, Logprob
-
-
-@dataclass
-class Adapter:
-    """A loaded one, and the requests that use it."""
-
-    request: LoRARequest
-    users: int = 0
 
 
 class VllmStream:
     """The events of one request; a task reads them from vLLM whether or not they are awaited."""
 
-    def __init__(self, closed: Callable[[VllmStream], None], adapter: Adapter | None, logprobs: int) -> None:
+    def __init__(self, closed: Callable[[VllmStream], None], adapter: Loaded | None, logprobs: int) -> None:
         self._closed, self.adapter, self._logprobs = closed, adapter, logprobs
         self._news: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None

@@ -1,4 +1,4 @@
-"""Which adapter is in which slot. Used in the event loop's thread; the weights are the engine's own thread's."""
+"""Which adapter is in which slot, for both engines. Used in the event loop's thread; the weights are the engine's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ class Loaded:
     """One adapter.
 
     Attributes:
-        slot: of the model. root: what cache keys of its requests begin with; another adapter in the same slot differs.
+        slot: of the model. number: of all that were ever loaded, from 1.
         users: requests that have not ended.
     """
 
     slot: int
-    root: bytes
+    number: int
     users: int = 0
+
+    @property
+    def key(self) -> str:
+        """What names its contents in caches: another adapter that comes after it, under its name, has another."""
+        return f"adapter {self.number}"
 
 
 class AdapterTable:
@@ -52,7 +57,7 @@ class AdapterTable:
             )
         self._ever += 1
         self._loading.add(name)
-        return Loaded(self._free.pop(), b"adapter %d" % self._ever)
+        return Loaded(self._free.pop(), self._ever)
 
     def commit(self, name: str, loaded: Loaded) -> None:
         """Its weights are in its slot."""

@@ -115,7 +115,7 @@ class BuiltInEngine:
         loaded = None if adapter is None else self._adapters.find(adapter)
         matcher = None if sampling.grammar is None else sampling.grammar.compiled.copy()
         stream = BuiltInStream(self, loaded)
-        slot, root = (0, b"") if loaded is None else (loaded.slot, loaded.root)
+        slot, root = (0, b"") if loaded is None else (loaded.slot, loaded.key.encode())
 
         def add() -> None:
             stream.request = self._core.add(ids, sampling, matcher=matcher, slot=slot, root=root, priority=priority)

@@ -11,11 +11,11 @@ from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli.options import EMBEDDED
 
 
-def save(folder: Path, seed: int = 0, strength: float = 4.0) -> Path:
+def save(folder: Path, seed: int = 0, strength: float = 4.0, r: int = 4) -> Path:
     """Random, and strong enough to change answers."""
     torch.manual_seed(seed)
     model = BaichuanM1ForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
-    config = LoraConfig(init_lora_weights=False, r=4, lora_alpha=8, target_modules=["W_pack", "down_proj"])
+    config = LoraConfig(init_lora_weights=False, r=r, lora_alpha=8, target_modules=["W_pack", "down_proj"])
     adapted = get_peft_model(model, config)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
