@@ -157,12 +157,13 @@ class Front:
         """``count`` answers to one prompt; with a seed, that and the numbers after it. Whoever takes them ends them.
 
         Raises:
-            InputError: see ``protocol.Engine.submit``; or more than ``max_choices``.
+            InputError: see ``protocol.Engine.submit``; more than ``max_choices``, or see ``check_count``.
             BusyError: too many requests wait, or the service is being stopped.
             EngineError: the engine has failed.
         """
         if count > self.max_choices:
             raise InputError(f"{count} answers to a prompt: this server gives at most {self.max_choices}: lower n")
+        self.check_count(count)
         self._admit(count)
         prompt = self._fitted(prompt)
         answers: list[Answer] = []
@@ -180,12 +181,24 @@ class Front:
         self.metrics.received(count)
         return answers
 
+    def check_count(self, count: int) -> None:
+        """Raises InputError for more answers at once than there are places, which will be so later, too."""
+        if count > self._places:
+            raise InputError(
+                f"{count} answers at once: this server has {self._places} places: lower n, or give fewer prompts"
+            )
+
     def close(self, answers: Sequence[Answer]) -> None:
         """Whoever took answers gives them back here, once, however they ended."""
         for answer in answers:
             answer.abort()
             self.open -= 1
             self.metrics.ended(answer)
+
+    @property
+    def _places(self) -> int:
+        """Of answers that are made or wait."""
+        return self.engine.limits.max_sequences + self.max_queue
 
     @property
     def _most(self) -> int:
@@ -217,7 +230,7 @@ class Front:
             raise EngineError(self.engine.failure)
         if self.draining:
             raise BusyError("the service is being stopped: try another one", stopping=True)
-        if self.open + count > self.engine.limits.max_sequences + self.max_queue:
+        if self.open + count > self._places:
             raise BusyError(f"{self.open} requests are being answered or wait: try again later")
 
 

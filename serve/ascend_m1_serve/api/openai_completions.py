@@ -39,6 +39,7 @@ def routes(front: Front, settings: MindieSettings | None) -> APIRouter:
         check(asked)
         prompts = [await front.text_ids(p) if isinstance(p, str) else p for p in prompts_of(asked)]
         sampling = await sampling_of(front, asked, asked.max_tokens or DEFAULT_TOKENS, asked.logprobs)
+        front.check_count(len(prompts) * asked.candidates())
         answers: list[Answer] = []
         try:
             for ids in prompts:

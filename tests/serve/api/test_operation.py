@@ -156,7 +156,10 @@ def test_limits_and_key() -> None:
             refused = httpx.post(url, json={"prompt": "x"}, headers=own)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         wait_until(lambda: service.front.open == 0)
-        assert httpx.post(url, json={"prompt": "x", "n": 3}, headers=own).status_code == 429
+        for more in ({"n": 3}, {"prompt": ["x"] * 3}):  # will not fit later, either
+            refused = httpx.post(url, json={"prompt": "x"} | more, headers=own)
+            assert (refused.status_code, "retry-after" in refused.headers) == (400, False)
+            assert "3 answers at once: this server has 2 places: lower n" in refused.text
         service.front.draining = True
         refused = httpx.post(url, json={"prompt": "x"}, headers=own)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
