@@ -1,4 +1,4 @@
-"""The files of a checkpoint directory: JSON, and the headers of its safetensors shards."""
+"""The files of a checkpoint directory: JSON, and the headers of its safetensors shards, compared with the config."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .configuration_baichuan_m1 import BaichuanM1Config
 from .errors import CheckpointError, ConfigError
 
 # What a tokenizer may consist of, and how the checkpoint generates.
@@ -18,6 +19,7 @@ TEXT_FILES = ("token*", "*tokens*.json", "vocab*", "merges.txt", "chat_template*
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
+_DERIVED = "rotary_emb.inv_freq"  # computed from the config here; older files store it
 _FETCH = "copy it again from the source"
 
 
@@ -55,6 +57,59 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         hint = ": give an adapter's folder, as `ascend-m1 train` or PEFT writes it" if exists else ""
         raise CheckpointError(f"adapter {folder} {what} adapter_config.json{hint}")
     return read_json(path)
+
+
+def published_shapes(config: BaichuanM1Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in the published format."""
+    hidden, wide = config.hidden_size, config.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (config.vocab_size, hidden),
+    }
+    for index, spec in enumerate(config.layer_specs):
+        name = f"model.layers.{index}"
+        shapes |= {
+            f"{name}.input_layernorm.weight": (hidden,),
+            f"{name}.post_attention_layernorm.weight": (hidden,),
+            f"{name}.self_attn.W_pack.weight": (spec.q_size + 2 * spec.kv_size, hidden),
+            f"{name}.self_attn.o_proj.weight": (hidden, spec.q_size),
+            f"{name}.self_attn.conv_k": (1, 1, spec.kv_heads, 1, config.conv_window),
+            f"{name}.self_attn.conv_v": (1, 1, spec.kv_heads, 1, config.conv_window),
+            f"{name}.mlp.gate_proj.weight": (wide, hidden),
+            f"{name}.mlp.up_proj.weight": (wide, hidden),
+            f"{name}.mlp.down_proj.weight": (hidden, wide),
+        }
+    return shapes
+
+
+def check_tensors(
+    folder: Path, expected: dict[str, tuple[int, ...]], config: BaichuanM1Config, prefix: str = ""
+) -> dict[str, tuple[tuple[int, ...], Path]]:
+    """Compare the headers of a directory's shards with the tensors that a model has.
+
+    Args:
+        expected: their shapes by name.
+        prefix: of names, may be there or not.
+
+    Returns:
+        What ``stored_shapes`` does.
+
+    Raises:
+        CheckpointError: a shard is missing or corrupt, a tensor is missing, unknown or has another shape.
+    """
+    stored = stored_shapes(folder)
+    present = {name.removeprefix(prefix): found for name, found in stored.items()}
+    known = {name.removeprefix(prefix) for name in expected} | {"lm_head.weight"}
+    for name, (_, shard) in stored.items():
+        if name.removeprefix(prefix) not in known and not name.endswith(_DERIVED):
+            raise CheckpointError(
+                f"{shard}: tensor {name} has no place in a model of num_hidden_layers={config.num_hidden_layers}: "
+                "use the config.json and the weights of one checkpoint"
+            )
+    for name, shape in expected.items():
+        require_tensor(folder, name, shape, present.get(name.removeprefix(prefix)))
+    return stored
 
 
 def require_tensor(folder: Path, name: str, shape: tuple[int, ...], found: tuple[tuple[int, ...], Path] | None) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from .checkpoint_files import read_json, require_tensor, stored_shapes
+from .checkpoint_files import check_tensors, read_json, require_tensor, stored_shapes
 from .configuration_baichuan_m1 import BaichuanM1Config
-from .errors import CheckpointError, ConfigError
+from .errors import ConfigError
 
-_DERIVED = "rotary_emb.inv_freq"  # computed from the config here; older files store it
 _UNQUANTISED = (".conv_k", ".conv_v", "norm.weight")
 
 
@@ -22,7 +21,7 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
 
     Raises:
         ConfigError: config.json cannot be used.
-        CheckpointError: a shard is missing or corrupt, a tensor is missing or has another shape.
+        CheckpointError: a shard is missing or corrupt, a tensor is missing, unknown or has another shape.
     """
     folder = Path(str(path))
     if not folder.is_dir():
@@ -36,20 +35,9 @@ def check_checkpoint(path: Any, model_class: type, kwargs: dict[str, Any]) -> No
             "quantization_config: a quantised checkpoint is for `ascend-m1` generate, chat and serve, or for vLLM: "
             "give the original one here"
         )
-    shapes = stored_shapes(folder)
-    expected = expected_shapes(config, model_class)
     prefix = getattr(model_class, "base_model_prefix", "")
     # A checkpoint of the base model has no prefix, one with a head has; either loads into either class.
-    present = {name.removeprefix(f"{prefix}."): found for name, found in shapes.items()}
-    known = {name.removeprefix(f"{prefix}.") for name in expected} | {"lm_head.weight"}
-    for name, (_, shard) in shapes.items():
-        if name.removeprefix(f"{prefix}.") not in known and not name.endswith(_DERIVED):
-            raise CheckpointError(
-                f"{shard}: tensor {name} has no place in a model of num_hidden_layers={config.num_hidden_layers}: "
-                "use the config.json and the weights of one checkpoint"
-            )
-    for name, shape in expected.items():
-        require_tensor(folder, name, shape, present.get(name.removeprefix(f"{prefix}.")))
+    check_tensors(folder, expected_shapes(config, model_class), config, f"{prefix}.")
 
 
 def check_unquantised(folder: Path, model_class: type, config: BaichuanM1Config) -> None:

@@ -23,11 +23,12 @@ import numpy as np
 import transformers
 from mindspore import Tensor, int32
 
+from ascend_m1.checkpoint_files import published_shapes
 from ascend_m1.cli.checkpoint import read_config
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.configuration_baichuan_m1 import BaichuanM1Config
 from ascend_m1.mindspore.model import Core, Decode, compiled
-from ascend_m1.mindspore.weights import Weights, checkpoint_shapes
+from ascend_m1.mindspore.weights import Weights
 from bench.hardware import describe_hardware
 from bench.report import Spread, add_report_options, markdown_table, publish, ratios, write_section
 
@@ -41,7 +42,7 @@ class RandomWeights:
     """Of the published shapes, in place of a checkpoint."""
 
     def __init__(self, config: BaichuanM1Config) -> None:
-        self.shapes, self.random = checkpoint_shapes(config), np.random.default_rng(0)
+        self.shapes, self.random = published_shapes(config), np.random.default_rng(0)
 
     def read(self, name: str) -> np.ndarray:
         """float32, small enough for activations to stay near 1."""
@@ -74,7 +75,7 @@ def models() -> dict[str, Core]:
 
 def parameters(core: Core) -> int:
     """Numbers in the checkpoint."""
-    return sum(int(np.prod(shape)) for shape in checkpoint_shapes(core.config).values())
+    return sum(int(np.prod(shape)) for shape in published_shapes(core.config).values())
 
 
 def stepper(step: Callable[..., Any], core: Core) -> Callable[[int], np.ndarray]:

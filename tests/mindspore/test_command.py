@@ -113,6 +113,16 @@ def test_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
         Weights(folder, read_config(str(folder)))
 
 
+def test_weights_that_the_config_has_no_place_for(tmp_path: Path) -> None:
+    """Fewer layers, or an adapter's tensors: ignored, they would give wrong answers without a word."""
+    folder = shutil.copytree(EMBEDDED, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    fewer = {**config, "num_hidden_layers": 2, "sliding_window_layers": [1]}
+    (folder / "config.json").write_text(json.dumps(fewer))
+    with pytest.raises(CheckpointError, match=r"tensor model\.layers\..* no place in a model of num_hidden_layers=2"):
+        Weights(folder, read_config(str(folder)))
+
+
 def test_capacities_and_chunks() -> None:
     assert [capacity_for(1000, n) for n in (1, 256, 257, 512, 513, 1000)] == [256, 256, 512, 512, 1000, 1000]
     assert capacity_for(64, 10) == 64

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM, BaichuanM1Model
-from ascend_m1.checkpoint_files import read_adapter_config, read_json
+from ascend_m1.checkpoint_files import published_shapes, read_adapter_config, read_json
 from ascend_m1.errors import AscendM1Error, CheckpointError, ConfigError
+from ascend_m1.weights import expected_shapes
 
+from .geometries import models
 from .golden import ROOT
 
 
@@ -155,3 +158,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_json(tmp_path)
     with pytest.raises(CheckpointError, match=r"cannot be read \(File name too long\): give another folder$"):
         read_adapter_config(tmp_path / ("x" * 5000))
+
+
+@given(model=models())
+@settings(max_examples=20)
+def test_published_shapes_are_the_models_own(model: BaichuanM1ForCausalLM) -> None:
+    """Which MindSpore's path asks for, written without torch."""
+    assert published_shapes(model.config) == expected_shapes(model.config, BaichuanM1ForCausalLM)
