@@ -46,7 +46,8 @@ def choose(device: str, dtype: str, stored: object) -> Device:
         stored: the dtype in config.json.
 
     Raises:
-        DeviceError: a name is unknown, there is no such device, or it cannot compute in that dtype.
+        DeviceError: a name is unknown, there is no such device, it cannot compute in that dtype, or MindSpore runs on
+            another one already.
     """
     there = mindspore.hal.is_available("Ascend")
     if device not in ("auto", *_TARGETS):
@@ -67,5 +68,8 @@ def choose(device: str, dtype: str, stored: object) -> Device:
         if dtype == "auto" and own != "float32":
             reason = f"computing in float32: MindSpore has no CPU kernels for the checkpoint's {own}"
         dtype = "float32"
-    mindspore.set_device(target)
+    try:
+        mindspore.set_device(target)
+    except RuntimeError:  # after an operator, or another device
+        raise DeviceError(f"device {device}: choose it before MindSpore's first operator, and once") from None
     return Device(target, own if dtype == "auto" else dtype, reason)

@@ -10,12 +10,14 @@ os.environ.setdefault("GLOG_v", "3")  # warnings of its C++ about dynamic shapes
 from collections.abc import Callable
 from typing import NamedTuple
 
+import mindspore
 import pytest
 from transformers.utils import logging
 
 from ascend_m1.cli import main
 
 logging.disable_progress_bar()
+mindspore.set_device("CPU")  # before the first operator, whichever test comes first
 
 
 class Ran(NamedTuple):

@@ -129,6 +129,24 @@ def test_capacities_and_chunks() -> None:
     assert [chunk_lengths(n) for n in (1, 64, 200, 512, 1024)] == [(64,), (64,), (64, 256), (64, 256), (64, 256, 1024)]
 
 
+LATE = """
+from mindspore import Tensor, ops
+from ascend_m1.errors import DeviceError
+from ascend_m1.mindspore.device import choose
+
+ops.matmul(Tensor([[1.0]]), Tensor([[1.0]])).asnumpy()
+try:
+    choose("cpu", "auto", "float32")
+except DeviceError as error:
+    print(error)
+"""
+
+
+def test_a_device_chosen_too_late_is_one_line() -> None:
+    ran = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert ran.stdout == "device cpu: choose it before MindSpore's first operator, and once\n", ran.stderr
+
+
 def test_auto_takes_the_cpu_here() -> None:
     assert not mindspore.hal.is_available("Ascend")
     assert choose("auto", "auto", "bfloat16").target == "CPU"
