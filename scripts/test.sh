@@ -39,15 +39,15 @@ if [[ ${1:-} == --help || ${1:-} == -h ]]; then
     exit
 fi
 
-# run_tests ENVIRONMENT FOLDERS ARGUMENT...: the suite's folders, unless an argument names a path.
+# run_tests ENVIRONMENT OPTIONS FOLDERS ARGUMENT...: the suite's folders, unless an argument names a path.
 run_tests() {
-    local python="$1/bin/python" folders=$2 argument
-    shift 2
+    local python="$1/bin/python" options=$2 folders=$3 argument
+    shift 3
     for argument in "$@"; do
         [[ $argument == tests/* ]] && folders=""
     done
     # shellcheck disable=SC2086
-    exec "$python" -m pytest $folders "$@"
+    exec "$python" -m pytest $options $folders "$@"
 }
 
 make_main() {
@@ -126,33 +126,35 @@ case $suite in
         ;;
     floor)
         # What transformers has no part in is left out: the operators, the paged model, a prompt's every split.
-        run_tests .venvs/floor "-n 2 --dist worksteal tests/compat tests/model -k not(every_split) --ignore tests/model/test_decoder.py
-            --ignore tests/model/test_inference_model.py --ignore tests/model/test_paged.py" "$@"
+        run_tests .venvs/floor "-n 2 --dist worksteal" "tests/compat tests/model -k not(every_split)
+            --ignore tests/model/test_decoder.py --ignore tests/model/test_inference_model.py
+            --ignore tests/model/test_paged.py" "$@"
         ;;
-    browser) run_tests .venv tests/browser "$@" ;;
-    npu) run_tests .venvs/npu "-n 2 --dist worksteal tests/npu" "$@" ;;
-    lowering) run_tests .venvs/lowering "-n 2 --dist worksteal tests/lowering" "$@" ;;
+    browser) run_tests .venv "" tests/browser "$@" ;;
+    npu) run_tests .venvs/npu "-n 2 --dist worksteal" tests/npu "$@" ;;
+    lowering) run_tests .venvs/lowering "-n 2 --dist worksteal" tests/lowering "$@" ;;
     vllm)
         if [[ $# -eq 0 ]]; then # the interfaces' tests, on vLLM's engine
             ASCEND_M1_TEST_ENGINE=vllm .venvs/vllm/bin/python -m pytest -n 2 --dist loadfile tests/serve/api \
                 tests/serve/mindie/test_families.py tests/serve/mindie/test_clients.py \
                 tests/serve/mindie/test_openai.py tests/serve/mindie/test_planes.py
         fi
-        run_tests .venvs/vllm "-n 2 --dist worksteal tests/vllm" "$@"
+        run_tests .venvs/vllm "-n 2 --dist worksteal" tests/vllm "$@"
         ;;
     vllm-ascend)
         export PYTHONPATH="$PWD/tests/vllm_ascend/site${PYTHONPATH:+:$PYTHONPATH}"  # what vLLM misses on this machine
         # The golden tests, too: vllm-ascend pins a transformers that is older than the floor's.
-        run_tests .venvs/vllm-ascend "-n 2 --dist worksteal tests/vllm_ascend tests/model/test_golden.py -k not(every_split)" "$@"
+        run_tests .venvs/vllm-ascend "-n 2 --dist worksteal" \
+            "tests/vllm_ascend tests/model/test_golden.py -k not(every_split)" "$@"
         ;;
-    deepspeed) run_tests .venvs/deepspeed tests/deepspeed "$@" ;;
+    deepspeed) run_tests .venvs/deepspeed "" tests/deepspeed "$@" ;;
     # tests/conftest.py is for torch.
-    mindspore) run_tests .venvs/mindspore "--confcutdir tests/mindspore -n 2 --dist loadgroup tests/mindspore" "$@" ;;
+    mindspore) run_tests .venvs/mindspore "--confcutdir tests/mindspore -n 2 --dist loadgroup" tests/mindspore "$@" ;;
     openmind)
         rm -rf build # else setuptools installs what lies there, too
         .venvs/openmind/bin/python -m pip install --quiet --no-deps --force-reinstall . || die "cannot install the package"
         rm -rf build
         export ASCEND_M1_OPENMIND="$PWD/.venvs/openmind"
-        run_tests .venv tests/openmind "$@"
+        run_tests .venv "" tests/openmind "$@"
         ;;
 esac
