@@ -21,6 +21,10 @@ __all__ = ["main", "out_of_memory"]
 
 COMMANDS = (generate, chat, plan, quantize, mindir, env, verify_npu)
 
+# torch's words, and MindSpore's.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "memory not enough", "memory isn't enough",
+                  "memory is not enough", "allocate memory failed")  # fmt: skip
+
 
 class Parser(argparse.ArgumentParser):
     """Reports a mistake as an exception, so that it is printed like every other: in one line."""
@@ -104,7 +108,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether that is what an exception tells of."""
     # torch.OutOfMemoryError is a RuntimeError; the CPU's allocator raises a plain one.
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
 
 def _silence_stdout() -> None:

@@ -259,9 +259,17 @@ def test_prompt_longer_than_the_context(cli: Cli, checkpoint: Path) -> None:
     assert_one_line(ran, f"{CONTEXT} tokens.*{CONTEXT}.*shorten it by at least 1")
 
 
-def test_out_of_memory_is_one_line(cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte",
+        "Device(id:0) memory isn't enough and alloc failed, kernel name: MatMul, alloc size: 1B.\n\nC++ Call Stack",
+    ],
+    ids=["torch", "MindSpore on a device"],
+)
+def test_out_of_memory_is_one_line(cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     def fail(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+        raise RuntimeError(words)
 
     monkeypatch.setattr("ascend_m1.generation.generate_text", fail)
     assert_one_line(cli("generate", "--model", checkpoint, "x"), "out of memory.*plan")

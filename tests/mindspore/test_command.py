@@ -12,7 +12,9 @@ from pathlib import Path
 import mindspore
 import numpy as np
 import pytest
+from mindspore import Tensor, mint
 
+from ascend_m1.cli import out_of_memory
 from ascend_m1.cli.checkpoint import read_config
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import CheckpointError
@@ -121,6 +123,19 @@ def test_weights_that_the_config_has_no_place_for(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(fewer))
     with pytest.raises(CheckpointError, match=r"tensor model\.layers\..* no place in a model of num_hidden_layers=2"):
         Weights(folder, read_config(str(folder)))
+
+
+def test_mindspore_without_memory_is_recognised() -> None:
+    """A product of 2^48 bytes, more than a process can address: operator by operator, and as a graph."""
+    column = Tensor(np.zeros((1 << 23, 1), np.float32))
+    for step in (outer, mindspore.jit(outer, fullgraph=True)):
+        with pytest.raises(RuntimeError) as caught:
+            step(column).asnumpy()
+        assert out_of_memory(caught.value), str(caught.value)
+
+
+def outer(x: Tensor) -> Tensor:
+    return mint.matmul(x, x.T)
 
 
 def test_capacities_and_chunks() -> None:
