@@ -21,10 +21,10 @@ from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.checkpoint_files import TEXT_FILES, copy_files, read_json
 from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1.weights import check_checkpoint
+from ascend_m1.writing import usual_modes, writing
 
 from .lora import FILTERS
 from .qlora import quantised_base, restore
-from .writing import usual_modes, writing
 
 SHARD = "5GB"
 # Relative error of the merged model's logits. Rounding the merged weights costs about as much as computing in their

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .writing import writing
+from ascend_m1.writing import writing
 
 # What is logged, and what it is called; a run that does not log it has no plot of it.
 PLOTS = {

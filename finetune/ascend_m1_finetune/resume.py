@@ -14,10 +14,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ascend_m1.checkpoint_files import read_json
 from ascend_m1.errors import InputError
+from ascend_m1.writing import writing
 
 from .recipe import Recipe
 from .trainer import PART
-from .writing import writing
 
 _RECORD = "recipe.json"
 # What may change between a checkpoint and its resumption.

@@ -15,10 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 
+from ascend_m1.writing import usual_modes, writing
+
 from .schedule import wsd_lambda_lr
 from .sharding import shard_on_cpus
 from .training import refusals
-from .writing import usual_modes, writing
 
 PART = ".part"  # in the output folder, what is being written or removed
 AGAIN = "then run it again: it goes on from the last checkpoint"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ascend_m1.errors import CheckpointError
+from .errors import CheckpointError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TORCH = ("inline_container", "PytorchStreamWriter")  # in the RuntimeErrors of torch.save's writer
@@ -46,10 +46,11 @@ def _no_space(error: Exception) -> str | None:
 
 
 def usual_modes(folder: Path) -> None:
-    """safetensors makes its files for their owner alone: give them the mode that others in the folder have."""
+    """safetensors and MindSpore make files for their owner alone: all get the mode that others in the folder have."""
     probe = folder / ".mode"
     probe.touch()  # as the umask says
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
-    for path in folder.glob("*.safetensors"):
-        path.chmod(mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
