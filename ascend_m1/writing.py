@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,20 @@ from .errors import CheckpointError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TORCH = ("inline_container", "PytorchStreamWriter")  # in the RuntimeErrors of torch.save's writer
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside the target to write into, which gets the target's name at the end: all of it or nothing."""
+    beside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)  # of a killed run
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        usual_modes(beside)
+        os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager

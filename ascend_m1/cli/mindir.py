@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..writing import whole_folder, writing
 from .options import add_model_options, note, quiet
 
 
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """What is wrong is looked for before the weights are loaded."""
+    """What is wrong is looked for, and the folder made, before the weights are loaded."""
     target, context = Path(arguments.target), arguments.context
     if target.exists():
         raise InputError(f"{target} exists: give a new folder")
@@ -36,8 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     with quiet():
         checkpoint, device = prepare(arguments)
         most = checkpoint.config.max_position_embeddings
-        if context is not None and not 1 <= context <= most:
-            raise InputError(f"--context {context}: give 1 to {most}, the model's max_position_embeddings")
+        if context is not None and not 2 <= context <= most:
+            raise InputError(f"--context {context}: give 2 to {most}, the model's max_position_embeddings")
 
         from ..mindspore.mindir import export
         from ..mindspore.runner import chunk_lengths
@@ -45,6 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         capacity = context or most
         # One prefill graph, since each carries its weights: for a longer prompt it is run again.
         chunk = chunk_lengths(capacity)[:2][-1]
-        export(core(checkpoint, device, capacity), checkpoint.path, target, chunk)
+        with whole_folder(target) as folder:
+            model = core(checkpoint, device, capacity)
+            with writing(target, folder, "or write elsewhere"):
+                export(model, checkpoint.path, folder, chunk)
     note(f"{target}: written; try `ascend-m1 generate --backend mindspore --model {target} PROMPT`")
     return 0

@@ -12,8 +12,6 @@ MindSpore writes more than 1 GB as NAME_graph.mindir and a folder NAME_variables
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,7 @@ import numpy as np
 from mindspore import Tensor, int32, nn
 
 from ..checkpoint_files import TEXT_FILES, copy_files, read_json
-from ..errors import CheckpointError, DeviceError, InputError
+from ..errors import CheckpointError, DeviceError
 from .device import DTYPES, Device
 from .runner import Graphs
 
@@ -33,49 +31,36 @@ MANIFEST = "mindir.json"
 _FIELDS = {"prefill": str, "decode": str, "chunk": int, "capacity": int, "dtype": str, "fused": bool, "state": list}
 
 
-def export(core: Core, source: Path, target: Path, chunk: int) -> None:
-    """Write a folder for ``load``; it appears under its name when it is complete.
+def export(core: Core, source: Path, folder: Path, chunk: int) -> None:
+    """Write what ``load`` reads, the manifest last.
 
     Args:
         core: the model.
         source: the checkpoint directory, for configuration and tokenizer.
-        target: a new folder.
+        folder: an empty one, see ``writing.whole_folder``.
         chunk: tokens that prefill takes at once.
-
-    Raises:
-        InputError: the target exists.
     """
     from .model import Decode, Prefill
 
-    if target.exists():
-        raise InputError(f"{target} exists: give a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.mkdir()
-    try:
-        shapes = core.state_shapes()
-        state = [Tensor(np.zeros(shape, np.float32), core.dtype) for shape in shapes]
-        one, ids = Tensor([1], int32), Tensor(np.zeros((1, chunk)), int32)
-        manifest = {
-            "prefill": _write(Prefill(core), (ids, one, one, *state), beside / "prefill"),
-            "decode": _write(Decode(core), (Tensor([[0]], int32), one, *state), beside / "decode"),
-            "chunk": chunk,
-            "capacity": core.capacity,
-            "dtype": next(name for name, dtype in DTYPES.items() if dtype == core.dtype),
-            "fused": core.fused,
-            "state": shapes,
-            "mindspore": mindspore.__version__,
-        }
-        copy_files(source, beside, TEXT_FILES)
-        config = read_json(source / "config.json")
-        config |= {"max_position_embeddings": core.capacity, "dtype": manifest["dtype"]}
-        config.pop("torch_dtype", None)  # its older name
-        _write_json(config, beside / "config.json")
-        _write_json(manifest, beside / MANIFEST)
-        beside.rename(target)
-    except BaseException:
-        shutil.rmtree(beside)
-        raise
+    shapes = core.state_shapes()
+    state = [Tensor(np.zeros(shape, np.float32), core.dtype) for shape in shapes]
+    one, ids = Tensor([1], int32), Tensor(np.zeros((1, chunk)), int32)
+    manifest = {
+        "prefill": _write(Prefill(core), (ids, one, one, *state), folder / "prefill"),
+        "decode": _write(Decode(core), (Tensor([[0]], int32), one, *state), folder / "decode"),
+        "chunk": chunk,
+        "capacity": core.capacity,
+        "dtype": next(name for name, dtype in DTYPES.items() if dtype == core.dtype),
+        "fused": core.fused,
+        "state": shapes,
+        "mindspore": mindspore.__version__,
+    }
+    copy_files(source, folder, TEXT_FILES)
+    config = read_json(source / "config.json")
+    config |= {"max_position_embeddings": core.capacity, "dtype": manifest["dtype"]}
+    config.pop("torch_dtype", None)  # its older name
+    _write_json(config, folder / "config.json")
+    _write_json(manifest, folder / MANIFEST)
 
 
 def _write(cell: nn.Cell, inputs: tuple[Tensor, ...], path: Path) -> str:

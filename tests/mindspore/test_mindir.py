@@ -17,7 +17,7 @@ from mindspore import Tensor, bfloat16, int32
 from ascend_m1.checkpoint_files import read_json
 from ascend_m1.cli import main
 from ascend_m1.configuration_baichuan_m1 import BaichuanM1Config
-from ascend_m1.errors import CheckpointError, DeviceError, InputError
+from ascend_m1.errors import CheckpointError, DeviceError
 from ascend_m1.mindspore.device import choose
 from ascend_m1.mindspore.mindir import MANIFEST, export, load
 from ascend_m1.mindspore.model import Core, Decode, Prefill
@@ -73,6 +73,7 @@ assert not {"ascend_m1", "torch"} & set(sys.modules)
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The hybrid case, in chunks of 16; not to be changed."""
     target = tmp_path_factory.mktemp("mindir") / "hybrid"
+    target.mkdir()
     export(load_core("hybrid"), ROOT / "hybrid", target, 16)
     return target
 
@@ -84,27 +85,6 @@ def test_round_trip(exported: Path, program: str) -> None:
     ran = subprocess.run([sys.executable, "-c", program, exported, asked], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == [prompt.greedy for prompt in prompts]
-
-
-def test_the_folder_is_whole_and_nothing_is_left_beside_it(exported: Path) -> None:
-    assert {path.name for path in exported.iterdir()} == {MANIFEST, "config.json", "prefill.mindir", "decode.mindir"}
-    assert [path.name for path in exported.parent.iterdir()] == ["hybrid"]
-    assert read_json(exported / "config.json")["max_position_embeddings"] == 256
-
-
-def test_nothing_is_left_of_an_export_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object, **options: object) -> None:
-        raise OSError(28, "No space left on device", "decode.mindir")
-
-    monkeypatch.setattr(mindspore, "export", full)
-    with pytest.raises(OSError, match="No space"):
-        export(load_core("hybrid"), ROOT / "hybrid", tmp_path / "target", 16)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="exists"):
-        export(load_core("hybrid"), ROOT / "hybrid", tmp_path, 16)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +115,32 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def test_the_folder_is_whole_for_others_to_read_and_alone(embedded: Path) -> None:
+    made = {path.name for path in embedded.iterdir()}
+    assert {MANIFEST, "config.json", "prefill.mindir", "decode.mindir", "tokenizer.json"} <= made
+    assert len({path.stat().st_mode for path in embedded.iterdir()}) == 1  # MindSpore's own is 0400
+    assert [path.name for path in embedded.parent.iterdir()] == ["exported"]
+    assert read_json(embedded / "config.json")["max_position_embeddings"] == 150
+
+
+FULL = """
+import resource, sys
+from ascend_m1.cli import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+sys.exit(main(["mindir", sys.argv[1], "--context", "150", "--dtype", "float32"]))
+"""
+
+
+def test_nothing_is_left_where_a_disk_is_full(tmp_path: Path) -> None:
+    """MindSpore's own OSError, which names no file."""
+    target = tmp_path / "target"
+    ran = subprocess.run([sys.executable, "-c", FULL, target], capture_output=True, text=True)
+    said = f"ascend-m1: error: {target}: cannot be written (File too large): free some space, or write elsewhere"
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (2, said)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_prompt_of_several_chunks_is_answered_as_without_export(cli: Cli, embedded: Path) -> None:
     generate = ("generate", "--backend", "mindspore", "--dtype", "float32", "--max-new-tokens", 8)
     prompt = "What does ICD-10-CM code J45 mean? " * 9
@@ -158,13 +164,15 @@ def test_sampling(cli: Cli, embedded: Path) -> None:
     [
         (("generate", "--backend", "mindspore", "--model", "EXPORTED", "x" * 1000), "(max_position_embeddings) 150"),
         (("mindir", "EXPORTED"), "exists: give a new folder"),
-        (("mindir", "new", "--context", 4096), "--context 4096: give 1 to 1024"),
-        (("mindir", "new", "--context", 0), "--context 0: give 1 to 1024"),
+        (("mindir", "new", "--context", 4096), "--context 4096: give 2 to 1024"),
+        (("mindir", "new", "--context", 1), "--context 1: give 2 to 1024"),
+        # The weights are missing, too: they are looked at later.
+        (("mindir", "below a file", "--model", "EXPORTED"), "Not a directory: check the path"),
         (("mindir", "new", "--model", "EXPORTED"), "no model.safetensors"),
     ],
 )
 def test_refusals(cli: Cli, embedded: Path, tmp_path: Path, arguments: tuple[object, ...], said: str) -> None:
-    places = {"EXPORTED": embedded, "new": tmp_path / "new"}
+    places = {"EXPORTED": embedded, "new": tmp_path / "new", "below a file": embedded / MANIFEST / "new"}
     ran = cli(*[places.get(argument, argument) for argument in arguments])
     assert (ran.status, ran.out) == (2, "")
     assert said in ran.err.splitlines()[-1]
