@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -21,7 +20,7 @@ from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.checkpoint_files import TEXT_FILES, copy_files, read_json
 from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1.weights import check_checkpoint
-from ascend_m1.writing import usual_modes, writing
+from ascend_m1.writing import whole_folder, writing
 
 from .lora import FILTERS
 from .qlora import quantised_base, restore
@@ -138,19 +137,11 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 
 def _write(merged: BaichuanM1ForCausalLM, base: Path, target: Path) -> None:
-    """Beside the target, then under its name: it appears at once and whole."""
-    beside = target.with_name(f".{target.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)  # of a killed run
-    beside.mkdir(parents=True)
-    try:
-        with writing(target, beside, "or write elsewhere"):
-            merged.save_pretrained(beside, max_shard_size=SHARD)
-            usual_modes(beside)
-            _copy_others(base, beside)
-            check_checkpoint(beside, BaichuanM1ForCausalLM, {})
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    """All of it or nothing."""
+    with whole_folder(target) as beside, writing(target, beside, "or write elsewhere"):
+        merged.save_pretrained(beside, max_shard_size=SHARD)
+        _copy_others(base, beside)
+        check_checkpoint(beside, BaichuanM1ForCausalLM, {})
 
 
 def _copy_others(base: Path, folder: Path) -> None:
