@@ -28,6 +28,7 @@ from ascend_m1.cli.checkpoint import read_config
 from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.configuration_baichuan_m1 import BaichuanM1Config
 from ascend_m1.mindspore.model import Core, Decode, compiled
+from ascend_m1.mindspore.state import state_shapes
 from ascend_m1.mindspore.weights import Weights
 from bench.hardware import describe_hardware
 from bench.report import Spread, add_report_options, markdown_table, publish, ratios, write_section
@@ -81,7 +82,9 @@ def parameters(core: Core) -> int:
 def stepper(step: Callable[..., Any], core: Core) -> Callable[[int], np.ndarray]:
     """A function that runs so many steps from the middle of the context, and gives the last one's logits."""
     random = np.random.default_rng(1)
-    start = tuple(Tensor(random.standard_normal(shape, np.float32)) for shape in core.state_shapes())
+    start = tuple(
+        Tensor(random.standard_normal(shape, np.float32)) for shape in state_shapes(core.config, core.capacity)
+    )
 
     def run(count: int) -> np.ndarray:
         state, logits = start, None

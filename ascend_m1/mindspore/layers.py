@@ -20,14 +20,10 @@ from mindspore import Parameter, Tensor, float32, int32, mint, nn, ops
 from mindspore.mint.nn.functional import linear, relu, silu, softmax
 
 from ..configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
+from .state import slots_of
 from .weights import Weights
 
 _HIDDEN = -3e38  # the score of what is not visible, in float32
-
-
-def slots_of(spec: LayerSpec, capacity: int) -> int:
-    """How many tokens a layer remembers."""
-    return min(spec.window or capacity, capacity)
 
 
 def frozen(array: Any, name: str, dtype: Any) -> Parameter:

@@ -20,9 +20,11 @@ import numpy as np
 from mindspore import Tensor, int32, nn
 
 from ..checkpoint_files import TEXT_FILES, copy_files, read_json
+from ..configuration_baichuan_m1 import BaichuanM1Config
 from ..errors import CheckpointError, DeviceError
 from .device import DTYPES, Device
 from .runner import Graphs
+from .state import state_shapes
 
 if TYPE_CHECKING:
     from .model import Core
@@ -42,7 +44,7 @@ def export(core: Core, source: Path, folder: Path, chunk: int) -> None:
     """
     from .model import Decode, Prefill
 
-    shapes = core.state_shapes()
+    shapes = state_shapes(core.config, core.capacity)
     state = [Tensor(np.zeros(shape, np.float32), core.dtype) for shape in shapes]
     one, ids = Tensor([1], int32), Tensor(np.zeros((1, chunk)), int32)
     manifest = {
@@ -78,30 +80,44 @@ def load(folder: Path, device: Device) -> Graphs:
     """The graphs of a folder that ``export`` wrote.
 
     Raises:
-        ConfigError, CheckpointError: the manifest or a graph is missing or damaged.
+        ConfigError, CheckpointError: the manifest or a graph is missing, damaged, or does not fit config.json.
         DeviceError: they were exported for another device.
     """
-    path = folder / MANIFEST
+    path, config = folder / MANIFEST, BaichuanM1Config.from_dict(read_json(folder / "config.json"))
     manifest = read_json(path)
+    capacity = config.max_position_embeddings
+    right: dict[str, Any] = {"capacity": capacity, "state": state_shapes(config, capacity)}
     for name, kind in _FIELDS.items():
-        if not isinstance(manifest.get(name), kind):
-            raise CheckpointError(f"{path}: field {name}={manifest.get(name)!r}: export the model again")
+        value = manifest.get(name)
+        if type(value) is not kind or (name == "chunk" and manifest[name] < 1) or value != right.get(name, value):
+            raise CheckpointError(f"{path}: field {name}={value!r} does not fit: export the model again")
     if manifest["fused"] and not device.fused:
         raise DeviceError(f"{path}: exported on an Ascend NPU, with its operators: export it on this machine")
     if manifest["dtype"] != device.dtype:
         raise DeviceError(f"{path}: exported in {manifest['dtype']}, asked for {device.dtype}: export it again")
-    return Graphs(
-        _read(folder / manifest["prefill"]),
-        _read(folder / manifest["decode"]),
-        (manifest["chunk"],),
-        manifest["capacity"],
-        tuple(tuple(shape) for shape in manifest["state"]),
-        manifest["dtype"],
-    )
+    prefill, decode = (Loaded(folder / manifest[name]) for name in ("prefill", "decode"))
+    return Graphs(prefill, decode, (manifest["chunk"],), capacity, right["state"], manifest["dtype"])
 
 
-def _read(path: Path) -> Any:
-    try:
-        return nn.GraphCell(mindspore.load(str(path)))
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be loaded ({str(error).splitlines()[0]}): export it again") from None
+class Loaded(nn.GraphCell):  # type: ignore[misc, unused-ignore]
+    """A graph from a file.
+
+    Raises:
+        CheckpointError: the file cannot be read; called: the graph takes other inputs than the manifest says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            super().__init__(mindspore.load(str(path)))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path}: cannot be loaded ({reason}): export it again") from None
+        self.path = path
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        try:
+            return super().__call__(*inputs)
+        except (RuntimeError, ValueError):
+            if self.compile_cache:  # it took these shapes: what failed is running it
+                raise
+            raise CheckpointError(f"{self.path}: does not take what {MANIFEST} says: export it again") from None

@@ -10,8 +10,9 @@ from mindspore import Tensor, float32, mint, nn, ops
 from mindspore.mint.nn.functional import linear
 
 from ..configuration_baichuan_m1 import BaichuanM1Config
-from .layers import Layer, Places, RMSNorm, frozen, slots_of
+from .layers import Layer, Places, RMSNorm, frozen
 from .runner import Graphs, chunk_lengths
+from .state import state_shapes
 from .weights import Weights
 
 _PER_LAYER = 4  # tensors of state: k, v, raw k, raw v
@@ -75,14 +76,6 @@ class Core(nn.Cell):
         """[..., hidden] -> [..., vocab], float32."""
         return linear(self.norm(x), self.head).astype(float32) * self.scale
 
-    def state_shapes(self, rows: int = 1) -> list[tuple[int, ...]]:
-        """Of the state's tensors, in their order."""
-        shapes: list[tuple[int, ...]] = []
-        for spec in self.config.layer_specs:
-            ring = (rows, spec.kv_heads, slots_of(spec, self.capacity), spec.head_dim)
-            shapes += [ring, ring, (rows, spec.kv_heads, 1, spec.head_dim), (rows, spec.kv_heads, 1, spec.head_dim)]
-        return shapes
-
 
 class Prefill(nn.Cell):
     """The next tokens of one sequence -> logits of the last of them, and the new state."""
@@ -119,7 +112,11 @@ def compiled(cell: nn.Cell) -> Any:
 
 def graphs(core: Core, dtype: str) -> Graphs:
     """Both cells compiled, each when it first meets a shape."""
-    shapes = tuple(core.state_shapes())
     return Graphs(
-        compiled(Prefill(core)), compiled(Decode(core)), chunk_lengths(core.capacity), core.capacity, shapes, dtype
+        compiled(Prefill(core)),
+        compiled(Decode(core)),
+        chunk_lengths(core.capacity),
+        core.capacity,
+        state_shapes(core.config, core.capacity),
+        dtype,
     )

@@ -41,7 +41,7 @@ class Graphs:
     decode: Callable[..., Any]
     lengths: tuple[int, ...]
     capacity: int
-    state_shapes: tuple[tuple[int, ...], ...]
+    state_shapes: list[list[int]]
     dtype: str
 
     def empty(self) -> State:

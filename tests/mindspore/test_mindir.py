@@ -21,6 +21,8 @@ from ascend_m1.errors import CheckpointError, DeviceError
 from ascend_m1.mindspore.device import choose
 from ascend_m1.mindspore.mindir import MANIFEST, export, load
 from ascend_m1.mindspore.model import Core, Decode, Prefill
+from ascend_m1.mindspore.runner import prefill
+from ascend_m1.mindspore.state import state_shapes
 from ascend_m1.mindspore.weights import Weights
 
 from .conftest import Cli
@@ -91,6 +93,11 @@ def test_round_trip(exported: Path, program: str) -> None:
     ("field", "value", "raised", "said"),
     [
         ("capacity", None, CheckpointError, "field capacity=None"),
+        ("capacity", 100000, CheckpointError, "field capacity=100000"),
+        ("chunk", True, CheckpointError, "field chunk=True"),
+        ("chunk", 0, CheckpointError, "field chunk=0"),
+        ("state", ["x"], CheckpointError, r"field state=\['x'\]"),
+        ("state", [], CheckpointError, r"field state=\[\]"),
         ("dtype", "bfloat16", DeviceError, "exported in bfloat16, asked for float32"),
         ("fused", True, DeviceError, "exported on an Ascend NPU"),
         ("decode", "missing.mindir", CheckpointError, r"missing\.mindir: cannot be loaded"),
@@ -105,6 +112,14 @@ def test_a_damaged_folder(
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(raised, match=said):
         load(folder, choose("cpu", "auto", "float32"))
+
+
+def test_a_chunk_that_is_not_the_graphs(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    (folder / MANIFEST).write_text(json.dumps({**read_json(folder / MANIFEST), "chunk": 17}), encoding="utf-8")
+    graphs = load(folder, choose("cpu", "auto", "float32"))
+    with pytest.raises(CheckpointError, match=r"prefill\.mindir: does not take what mindir\.json says"):
+        prefill(graphs, [1, 2])
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +199,7 @@ def test_ascend_operators_pass_the_compilers_front_end(tmp_path: Path) -> None:
     folder = ROOT / "page-ratio"
     config = BaichuanM1Config.from_dict(read_json(folder / "config.json"))
     core = Core(config, Weights(folder, config), 128, bfloat16, fused=True)
-    state = [Tensor(np.zeros(shape, np.float32), bfloat16) for shape in core.state_shapes()]
+    state = [Tensor(np.zeros(shape, np.float32), bfloat16) for shape in state_shapes(core.config, core.capacity)]
     one = Tensor([1], int32)
     forms = {
         "prefill": (Prefill(core), Tensor(np.zeros((1, 64)), int32), one, one),
