@@ -160,7 +160,8 @@ class Attention(nn.Cell):
 
     def __init__(self, weights: Weights, name: str, spec: LayerSpec, dtype: Any, fused: bool) -> None:
         super().__init__()
-        self.spec, self.fused = spec, fused and dtype != float32  # the fused attention is for 16 bits
+        # The fused attention is for 16 bits and, where several queries meet it, heads of 16, 32, …, 512.
+        self.spec, self.fused = spec, fused and dtype != float32 and spec.head_dim in range(16, 513, 16)
         self.pack = frozen(weights.read(f"{name}.W_pack.weight"), f"{name}.W_pack", dtype)
         self.out = frozen(weights.read(f"{name}.o_proj.weight"), f"{name}.o_proj", dtype)
         taps = [weights.read(f"{name}.conv_{x}").reshape(-1, 2).T.reshape(2, 1, -1, 1, 1) for x in "kv"]

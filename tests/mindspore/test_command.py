@@ -8,21 +8,25 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import ANY
 
 import mindspore
 import numpy as np
 import pytest
 from mindspore import Tensor, mint
+from mindspore.device_context import ascend
 
 from ascend_m1.cli import out_of_memory
 from ascend_m1.cli.checkpoint import read_config
 from ascend_m1.cli.options import EMBEDDED
-from ascend_m1.errors import CheckpointError
-from ascend_m1.mindspore.device import choose
+from ascend_m1.errors import CheckpointError, DeviceError
+from ascend_m1.mindspore.device import Device, choose
+from ascend_m1.mindspore.model import Core
 from ascend_m1.mindspore.runner import capacity_for, chunk_lengths
 from ascend_m1.mindspore.weights import Weights
 
 from .conftest import Cli
+from .golden import ROOT
 
 pytestmark = pytest.mark.xdist_group("command")
 GENERATE = ("generate", "--backend", "mindspore")
@@ -54,9 +58,7 @@ def test_a_process_of_its_own_says_one_line_beside_the_answer() -> None:
     command = [sys.executable, "-m", "ascend_m1", *GENERATE, J45]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, "Asthma\n")
-    assert ran.stderr == (
-        "ascend-m1: computing in float32: MindSpore has no CPU kernels for the checkpoint's bfloat16\n"
-    )
+    assert ran.stderr == "ascend-m1: computing in float32, as this back end does on a CPU\n"
 
 
 @pytest.mark.parametrize(
@@ -64,9 +66,8 @@ def test_a_process_of_its_own_says_one_line_beside_the_answer() -> None:
     [
         (("--adapter", "somewhere"), "--adapter: --backend mindspore takes none"),
         (("--num-beams", 2), "--num-beams 2: --backend mindspore has no beam search"),
-        (("--device", "cuda"), "device 'cuda': --backend mindspore runs on auto, cpu or npu"),
-        (("--device", "npu"), "device npu: MindSpore sees none"),
-        (("--dtype", "bfloat16"), "dtype bfloat16: MindSpore multiplies matrices in float32 on a CPU"),
+        (("--device", "cuda"), "device 'cuda': --backend mindspore runs on auto, cpu or npu[:N]"),
+        (("--dtype", "bfloat16", "--device", "cpu"), "dtype bfloat16: this back end computes in float32 on a CPU"),
         (("--dtype", "int8"), "dtype 'int8' is not known"),
         (("--model", "nowhere"), "model nowhere does not exist"),
         (("--top-p", 2), "top_p=2.0"),
@@ -159,9 +160,49 @@ except DeviceError as error:
 
 def test_a_device_chosen_too_late_is_one_line() -> None:
     ran = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
-    assert ran.stdout == "device cpu: choose it before MindSpore's first operator, and once\n", ran.stderr
+    assert ran.stdout.startswith("device cpu: The runtime has been initialized"), ran.stderr
+    assert ran.stdout.endswith("choose one of this machine, once, before MindSpore's first operator\n")
 
 
+without_npu = pytest.mark.skipif(ascend.is_available(), reason="hardware: for a machine without an Ascend NPU")
+
+
+@without_npu
 def test_auto_takes_the_cpu_here() -> None:
-    assert not mindspore.hal.is_available("Ascend")
-    assert choose("auto", "auto", "bfloat16").target == "CPU"
+    assert choose("auto", "auto", "bfloat16") == Device("CPU", "float32", False, ANY)
+
+
+@without_npu
+@pytest.mark.parametrize("device", ["npu", "npu:1"])
+def test_an_npu_that_is_not_there(device: str) -> None:
+    with pytest.raises(DeviceError, match=f"device {device}: MindSpore sees none"):
+        choose(device, "auto", "bfloat16")
+
+
+@pytest.mark.parametrize("product", ["ascend910b", "ascend910_93", "ascend950", "ascend310p", "ascend910"])
+@pytest.mark.parametrize(("device", "index"), [("auto", 0), ("npu", 0), ("npu:3", 3)])
+def test_what_each_product_computes_in(monkeypatch: pytest.MonkeyPatch, product: str, device: str, index: int) -> None:
+    """MindSpore's answers are put in place of an NPU. bfloat16 and the fused attention: see docs/npu.md."""
+    asked: list[object] = []
+    monkeypatch.setattr(ascend, "is_available", lambda: True)
+    monkeypatch.setattr("ascend_m1.mindspore.device.product", lambda: product)
+    monkeypatch.setattr(mindspore, "set_device", lambda *given: asked.append(given))
+    full = product not in ("ascend310p", "ascend910")
+    chosen = choose(device, "auto", "bfloat16")
+    assert (chosen.dtype, chosen.fused) == (("bfloat16", True) if full else ("float16", False))
+    assert (chosen.reason is None) == full
+    assert asked == [("Ascend", index)]
+    assert choose(device, "float32", "bfloat16").dtype == "float32"
+    if not full:
+        with pytest.raises(DeviceError, match=f"dtype bfloat16: {product} does not compute in it"):
+            choose(device, "bfloat16", "bfloat16")
+
+
+def test_heads_that_the_fused_attention_does_not_take_are_composed() -> None:
+    """Of the golden cases one has heads of 8 numbers, in its window layers; the others' are multiples of 16."""
+    folder = ROOT / "published-ratio"
+    config = read_config(str(folder))
+    core = Core(config, Weights(folder, config), 64, mindspore.bfloat16, fused=True)
+    fused = [layer.attention.fused for layer in core.layers]
+    assert fused == [spec.head_dim == 16 for spec in config.layer_specs]
+    assert len(set(fused)) == 2
