@@ -112,6 +112,7 @@ class Loaded(nn.GraphCell):  # type: ignore[misc, unused-ignore]
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{path}: cannot be loaded ({reason}): export it again") from None
+        self.set_jit_config(mindspore.JitConfig(jit_level="O0"))  # as ``model.compiled``
         self.path = path
 
     def __call__(self, *inputs: Tensor) -> Any:

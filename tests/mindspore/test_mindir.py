@@ -24,9 +24,10 @@ from ascend_m1.mindspore.model import Core, Decode, Prefill
 from ascend_m1.mindspore.runner import prefill
 from ascend_m1.mindspore.state import state_shapes
 from ascend_m1.mindspore.weights import Weights
+from ascend_m1.writing import whole_folder
 
 from .conftest import Cli
-from .golden import ROOT, load_core, load_prompts
+from .golden import ROOT, greedy, load_core, load_prompts
 
 pytestmark = pytest.mark.xdist_group("mindir")
 
@@ -87,6 +88,28 @@ def test_round_trip(exported: Path, program: str) -> None:
     ran = subprocess.run([sys.executable, "-c", program, exported, asked], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == [prompt.greedy for prompt in prompts]
+
+
+def test_each_graph_is_compiled_once(exported: Path) -> None:
+    graphs = load(exported, choose("cpu", "auto", "float32"))
+    for prompt in load_prompts("hybrid"):
+        assert greedy(graphs, prompt) == prompt.greedy
+    assert [len(graph.compile_cache) for graph in (graphs.prefill, graphs.decode)] == [1, 1]
+
+
+def test_a_model_so_large_that_mindspore_splits_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 1 GB on, lowered here to 64 KB: graph and weights apart, the latter for others to read, too."""
+    monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 64)  # in KB
+    target = tmp_path / "split"
+    with whole_folder(target) as folder:
+        export(load_core("hybrid"), ROOT / "hybrid", folder, 16)
+    assert {path.name for path in target.iterdir()} == {
+        *(MANIFEST, "config.json", "prefill_graph.mindir", "decode_graph.mindir"),
+        *("prefill_variables", "decode_variables"),
+    }
+    assert len({path.stat().st_mode for path in target.rglob("*") if path.is_file()}) == 1
+    prompt = load_prompts("hybrid")[0]
+    assert greedy(load(target, choose("cpu", "auto", "float32")), prompt) == prompt.greedy
 
 
 @pytest.mark.parametrize(
