@@ -20,11 +20,12 @@ def choose(logits: Any, seen: Any, config: GenerationConfig, random: np.random.G
         random: what sampling draws from.
 
     Raises:
-        CheckpointError: the logits are NaN.
+        CheckpointError: a logit is NaN, or the largest is infinite.
     """
     scores = penalised(logits, seen, config.repetition_penalty)
-    if np.isnan(scores).any():
-        raise CheckpointError("the model computes NaN: try --dtype float32; if it stays, copy the weights again")
+    if not np.isfinite(scores.max()):  # NaN, if one is among them
+        raise CheckpointError("the model computes NaN or infinity: try --dtype float32; if it stays, copy the weights "
+                              "again")  # fmt: skip
     if not config.do_sample:
         return int(scores.argmax())
     return int(random.choice(len(scores), p=probabilities(scores, config)))

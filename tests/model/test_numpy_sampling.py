@@ -86,7 +86,14 @@ def test_draws_follow_the_probabilities() -> None:
     assert 2 not in draws
 
 
-def test_nan_is_refused() -> None:
-    config = SamplingOptions().resolve(GenerationConfig(), room=100)
-    with pytest.raises(CheckpointError, match="NaN"):
-        choose(np.array([0.0, np.nan]), [0], config, np.random.default_rng(0))
+@pytest.mark.parametrize("options", [SamplingOptions(), SamplingOptions(temperature=1)], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("logits", [[0.0, np.nan], [np.inf, 1, 2], [-np.inf, -np.inf]], ids=str)
+def test_nan_and_infinity_are_refused(options: SamplingOptions, logits: list[float]) -> None:
+    config = options.resolve(GenerationConfig(), room=100)
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        choose(np.array(logits), [0], config, np.random.default_rng(0))
+
+
+def test_tokens_that_are_ruled_out_are_not_refused() -> None:
+    config = SamplingOptions(temperature=1).resolve(GenerationConfig(), room=100)
+    assert choose(np.array([-np.inf, 1.0]), [0], config, np.random.default_rng(0)) == 1
