@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Tensor, bfloat16, int32
+from mindspore import Tensor, bfloat16, float16, float32, int32
 
 from ascend_m1.checkpoint_files import read_json
 from ascend_m1.cli import main
@@ -217,19 +218,35 @@ def test_refusals(cli: Cli, embedded: Path, tmp_path: Path, arguments: tuple[obj
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ascend_operators_pass_the_compilers_front_end(tmp_path: Path) -> None:
-    """Shapes and dtypes of the fused form are inferred; there are no kernels here to run it."""
+FUSED_ATTENTION, FUSED = b"FusedInferAttentionScore", {b"RmsNorm", b"Swiglu"}
+COMPOSED_ATTENTION, COMPOSED = {b"BatchMatMul", b"Softmax"}, {b"SiLU", b"Rsqrt"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fused", "holds", "lacks"),
+    [
+        (bfloat16, True, FUSED | {FUSED_ATTENTION}, COMPOSED | COMPOSED_ATTENTION),
+        (float16, True, FUSED | {FUSED_ATTENTION}, COMPOSED | COMPOSED_ATTENTION),
+        (float32, True, FUSED | COMPOSED_ATTENTION, COMPOSED | {FUSED_ATTENTION}),
+        (float32, False, COMPOSED | COMPOSED_ATTENTION, FUSED | {FUSED_ATTENTION}),
+    ],
+    ids=["bfloat16", "float16", "float32", "composed"],
+)
+def test_ascend_operators_pass_the_compilers_front_end(
+    tmp_path: Path, dtype: Any, fused: bool, holds: set[bytes], lacks: set[bytes]
+) -> None:
+    """Shapes and dtypes are inferred; there are no kernels here to run the fused form. Decode has 3 rows."""
     folder = ROOT / "page-ratio"
     config = BaichuanM1Config.from_dict(read_json(folder / "config.json"))
-    core = Core(config, Weights(folder, config), 128, bfloat16, fused=True)
-    state = [Tensor(np.zeros(shape, np.float32), bfloat16) for shape in state_shapes(core.config, core.capacity)]
-    one = Tensor([1], int32)
+    core = Core(config, Weights(folder, config), 128, dtype, fused)
+    one, rows = Tensor([1], int32), 3
     forms = {
-        "prefill": (Prefill(core), Tensor(np.zeros((1, 64)), int32), one, one),
-        "decode": (Decode(core), Tensor([[0]], int32), one),
+        "prefill": (1, Prefill(core), Tensor(np.zeros((1, 64)), int32), one, one),
+        "decode": (rows, Decode(core), Tensor(np.zeros((rows, 1)), int32), Tensor([1] * rows, int32)),
     }
-    for name, (cell, *inputs) in forms.items():
+    for name, (batch, cell, *inputs) in forms.items():
+        state = [Tensor(np.zeros([batch, *shape[1:]]), dtype) for shape in state_shapes(config, core.capacity)]
         mindspore.export(cell, *inputs, *state, file_name=str(tmp_path / name), file_format="MINDIR")
         primitives = set(re.findall(rb"REF::(\w+)", (tmp_path / f"{name}.mindir").read_bytes()))
-        assert {b"FusedInferAttentionScore", b"RmsNorm", b"Swiglu"} <= primitives
-        assert not {b"BatchMatMul", b"SoftmaxExt", b"SiLU", b"Rsqrt"} & primitives
+        assert holds <= primitives, holds - primitives
+        assert not lacks & primitives
