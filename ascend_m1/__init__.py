@@ -1,25 +1,25 @@
 """Baichuan-M1 on any torch device, and on MindSpore.
 
-Importing this package registers the model with transformers' Auto classes. Where torch is not installed, as beside
-MindSpore, there is nothing to register, and only what needs no torch can be imported.
+Importing this package registers configuration, tokenizer and models with transformers' Auto classes. Where torch is not
+installed, as beside MindSpore, the models are left out, and asking for them says so.
 """
 
 import os
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if find_spec("torch") is None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there are then no models
 
 from .configuration_baichuan_m1 import BaichuanM1Config, LayerSpec
+from .registration import register
 from .tokenization_baichuan_m1 import BaichuanM1Tokenizer
 
 if TYPE_CHECKING or find_spec("torch") is not None:
     from .cache import M1Cache
     from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model, BaichuanM1PreTrainedModel
-    from .registration import register
 
-    register()
+register()
 
 __version__ = "0.1.0"
 
@@ -33,3 +33,10 @@ __all__ = [
     "M1Cache",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    """What is not there: without torch, its part."""
+    if name in __all__:
+        raise ModuleNotFoundError(f"ascend_m1.{name} needs torch: install it", name="torch")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .configuration_baichuan_m1 import BaichuanM1Config
-from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model
 from .tokenization_baichuan_m1 import register_tokenizer
 
 
 def register() -> None:
-    """Idempotent."""
+    """Configuration and tokenizer, and the models where torch is installed. Idempotent."""
     AutoConfig.register(BaichuanM1Config.model_type, BaichuanM1Config, exist_ok=True)
+    register_tokenizer(BaichuanM1Config)
+    if find_spec("torch") is None:
+        return
+    from .modeling_baichuan_m1 import BaichuanM1ForCausalLM, BaichuanM1Model
+
     AutoModel.register(BaichuanM1Config, BaichuanM1Model, exist_ok=True)
     AutoModelForCausalLM.register(BaichuanM1Config, BaichuanM1ForCausalLM, exist_ok=True)
-    register_tokenizer(BaichuanM1Config)

@@ -26,6 +26,20 @@ stream.end()
 assert "Hello" in "".join(pieces), pieces
 assert "lm_head.weight" in stored_shapes(EMBEDDED)
 assert main(["generate", "--help"]) == 0
+
+import ascend_m1
+from transformers import AutoConfig, AutoTokenizer
+
+assert type(AutoConfig.from_pretrained(EMBEDDED)) is ascend_m1.BaichuanM1Config
+assert AutoTokenizer.from_pretrained(EMBEDDED).get_vocab() == checkpoint.tokenizer.get_vocab()
+for program in ("from ascend_m1 import BaichuanM1ForCausalLM", "from ascend_m1 import *", "ascend_m1.M1Cache"):
+    try:
+        exec(program)
+    except ImportError as error:
+        assert "needs torch: install it" in str(error), error
+    else:
+        raise SystemExit(f"{program}: no error")
+assert not hasattr(ascend_m1, "Other")
 assert not [name for name in sys.modules if name.startswith("torch.")]
 """
 
