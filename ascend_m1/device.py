@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .environment import cpu_flags
 from .errors import DeviceError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICE_NAMES = "auto, cpu, cuda[:N] or npu[:N]"
-_CPUINFO = Path("/proc/cpuinfo")
 # Flags, on x86-64 and on Arm, of processors that multiply matrices of this dtype faster than float32 ones.
 _FAST_CPU_FLAGS = {
     torch.bfloat16: {"amx_bf16", "avx512_bf16", "bf16"},
@@ -86,16 +85,6 @@ def is_accelerator(device: torch.device) -> bool:
 def is_npu(device: torch.device) -> bool:
     """Whether the device is an Ascend NPU."""
     return device.type == "npu"
-
-
-def cpu_flags() -> set[str]:
-    """What the processor says it can do; empty where the system does not tell."""
-    try:
-        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    matched = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return set(matched[1].split()) if matched else set()
 
 
 def cuda_problem() -> str | None:

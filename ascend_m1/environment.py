@@ -1,6 +1,6 @@
 """What is installed and visible here: package versions, CPU, devices, CANN; and what is missing for which use.
 
-Versions are read from package metadata, so nothing heavy is imported and nothing broken is run.
+Versions are read from package metadata, so nothing heavy is imported and nothing broken is run; devices are torch's.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import re
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from .device import cpu_flags, npu_problem, visible_devices
 
 PACKAGES = ("ascend-m1", "torch", "transformers", "safetensors", "torch-npu", "mindspore", "vllm", "vllm-ascend")
 TOOLKIT_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
 HOST_NPU = "ascend_m1_hostnpu"  # loaded: the NPU that torch sees is no device, but a stand-in for CANN
 # Where Ascend's installers put things unless told otherwise.
 ASCEND_FOLDER = Path("/usr/local/Ascend")
+_CPUINFO = Path("/proc/cpuinfo")
+_NO_TORCH = "torch not installed: `generate --backend mindspore` and `mindir` do without"
 MATRIX_FLAGS = (
     "avx2",
     "avx512f",
@@ -46,6 +47,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu(),
         "devices": visible_devices(),
         "ascend": {"toolkit": toolkit(), "driver": driver(), "npu-smi": shutil.which("npu-smi")},
+        "torch_problem": torch_problem(),
         "npu_problem": problem,
         "host_npu": HOST_NPU in sys.modules,
         "extras": missing_by_extra(),
@@ -74,6 +76,39 @@ def cpu() -> dict[str, Any]:
         "flags": [flag for flag in MATRIX_FLAGS if flag in flags],
         "fast_bfloat16": bool(flags & {"amx_bf16", "avx512_bf16", "bf16"}),
     }
+
+
+def cpu_flags() -> set[str]:
+    """What the processor says it can do; empty where the system does not tell."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    matched = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set(matched[1].split()) if matched else set()
+
+
+def torch_problem() -> str | None:
+    """What cannot be used without torch; None: it is installed."""
+    return _NO_TORCH if find_spec("torch") is None else None
+
+
+def npu_problem() -> str | None:
+    """Why torch can use no NPU and what to do; None: it can."""
+    if torch_problem() is not None:
+        return torch_problem()
+    from . import device
+
+    return device.npu_problem()
+
+
+def visible_devices() -> list[str]:
+    """Names of all devices that torch can use here, the CPU first."""
+    if torch_problem() is not None:
+        return []
+    from . import device
+
+    return device.visible_devices()
 
 
 def toolkit() -> dict[str, str | None] | None:

@@ -41,14 +41,17 @@ def _table(found: dict[str, Any]) -> str:
     rows += [
         ("CPU", f"{cpu['cores']} cores, {memory}; {' '.join(cpu['flags']) or 'no known matrix flags'}"),
         ("CPU bfloat16", "fast" if cpu["fast_bfloat16"] else "slow: auto computes in float32"),
-        ("devices", ", ".join(found["devices"]) + (f" ({_HOST_NPU})" if found["host_npu"] else "")),
+        (
+            "devices",
+            (", ".join(found["devices"]) or "torch not installed") + (f" ({_HOST_NPU})" if found["host_npu"] else ""),
+        ),
         ("CANN toolkit", f"{toolkit['version'] or 'version unknown'} in {toolkit['path']}" if toolkit else "not found"),
         ("Ascend driver", ascend["driver"] or "not found"),
         ("npu-smi", ascend["npu-smi"] or "not found"),
     ]
     lines = [f"{name:<14} {value}" for name, value in rows]
     lines += ["", "uses"]
-    lines.append("  CPU: ready")
+    lines.append(f"  CPU: {found['torch_problem'] or 'ready'}")
     ready = f"{_HOST_NPU}: calls and results can be tried, no time measured" if found["host_npu"] else "ready"
     lines.append(f"  Ascend NPU: {found['npu_problem'] or ready}")
     for extra, absent in found["extras"].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -81,11 +82,21 @@ def test_refusals(cli: Cli, arguments: tuple[object, ...], said: str) -> None:
     assert said in ran.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", [("generate", J45), ("chat",), ("quantize", "m1-icd10", "new"), ("serve",)])
+@pytest.mark.parametrize(
+    "command", [("generate", J45), ("chat",), ("quantize", "m1-icd10", "new"), ("serve",), ("plan",), ("verify-npu",)]
+)
 def test_commands_that_need_torch_say_so(cli: Cli, command: tuple[str, ...]) -> None:
     ran = cli(*command)
     assert (ran.status, ran.err.count("\n")) == (2, 1)
     assert "not installed" in ran.err
+
+
+def test_env_without_torch(cli: Cli) -> None:
+    ran = cli("env")
+    assert (ran.status, ran.err) == (0, "")
+    assert re.search(rf"^mindspore +{mindspore.__version__}$", ran.out, re.MULTILINE)
+    assert re.search(r"^torch +not installed$", ran.out, re.MULTILINE)
+    assert "  CPU: torch not installed: `generate --backend mindspore` and `mindir` do without" in ran.out
 
 
 def test_a_quantised_checkpoint_is_refused(cli: Cli, tmp_path: Path) -> None:
