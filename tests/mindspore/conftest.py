@@ -29,6 +29,7 @@ class Ran(NamedTuple):
 
 
 Cli = Callable[..., Ran]
+GENERATE = ("generate", "--backend", "mindspore", "--device", "cpu")  # where there is an NPU, too
 
 
 @pytest.fixture

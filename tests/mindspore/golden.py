@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mindspore
 import numpy as np
-from mindspore import Tensor, int32
+from mindspore import Tensor, float32, int32
 from transformers import GenerationConfig
 
 from ascend_m1.checkpoint_files import read_json
@@ -41,13 +41,13 @@ def load_prompts(case: str) -> tuple[Prompt, ...]:
     )
 
 
-def load_core(case: str, capacity: int | None = None) -> Core:
+def load_core(case: str, capacity: int | None = None, dtype: Any = float32, fused: bool = False) -> Core:
     """With room for the longest prompt and its continuation, unless told otherwise."""
     folder = ROOT / case
     config = BaichuanM1Config.from_dict(read_json(folder / "config.json"))
     longest = load_prompts(case)[-1]
     needed = capacity_for(config.max_position_embeddings, len(longest.ids) + len(longest.greedy))
-    return Core(config, Weights(folder, config), capacity or needed)
+    return Core(config, Weights(folder, config), capacity or needed, dtype, fused)
 
 
 @lru_cache

@@ -26,11 +26,10 @@ from ascend_m1.mindspore.model import Core
 from ascend_m1.mindspore.runner import capacity_for, chunk_lengths
 from ascend_m1.mindspore.weights import Weights
 
-from .conftest import Cli
+from .conftest import GENERATE, Cli
 from .golden import ROOT
 
 pytestmark = pytest.mark.xdist_group("command")
-GENERATE = ("generate", "--backend", "mindspore")
 J45 = "What does ICD-10-CM code J45 mean?"
 
 

@@ -27,7 +27,7 @@ from ascend_m1.mindspore.state import state_shapes
 from ascend_m1.mindspore.weights import Weights
 from ascend_m1.writing import whole_folder
 
-from .conftest import Cli
+from .conftest import GENERATE, Cli
 from .golden import ROOT, greedy, load_core, load_prompts
 
 pytestmark = pytest.mark.xdist_group("mindir")
@@ -150,7 +150,7 @@ def test_a_chunk_that_is_not_the_graphs(exported: Path, tmp_path: Path) -> None:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded checkpoint, by the command; not to be changed."""
     target = tmp_path_factory.mktemp("embedded") / "exported"
-    assert main(["mindir", str(target), "--context", "150", "--dtype", "float32"]) == 0
+    assert main(["mindir", str(target), "--device", "cpu", "--context", "150", "--dtype", "float32"]) == 0
     return target
 
 
@@ -167,7 +167,7 @@ import resource, sys
 from ascend_m1.cli import main
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
-sys.exit(main(["mindir", sys.argv[1], "--context", "150", "--dtype", "float32"]))
+sys.exit(main(["mindir", sys.argv[1], "--device", "cpu", "--context", "150", "--dtype", "float32"]))
 """
 
 
@@ -181,7 +181,7 @@ def test_nothing_is_left_where_a_disk_is_full(tmp_path: Path) -> None:
 
 
 def test_a_prompt_of_several_chunks_is_answered_as_without_export(cli: Cli, embedded: Path) -> None:
-    generate = ("generate", "--backend", "mindspore", "--dtype", "float32", "--max-new-tokens", 8)
+    generate = (*GENERATE, "--dtype", "float32", "--max-new-tokens", 8)
     prompt = "What does ICD-10-CM code J45 mean? " * 9
     plain = cli(*generate, prompt)
     assert plain.status == 0
@@ -189,7 +189,7 @@ def test_a_prompt_of_several_chunks_is_answered_as_without_export(cli: Cli, embe
 
 
 def test_sampling(cli: Cli, embedded: Path) -> None:
-    common = ("generate", "--backend", "mindspore", "--model", embedded, "--raw", "The", "--max-new-tokens", 12)
+    common = (*GENERATE, "--model", embedded, "--raw", "The", "--max-new-tokens", 12)
     hot = (*common, "--temperature", 3)
     assert cli(*hot, "--seed", 3) == cli(*hot, "--seed", 3)
     assert len({cli(*hot, "--seed", seed).out for seed in (4, 5)}) > 1
@@ -201,13 +201,13 @@ def test_sampling(cli: Cli, embedded: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("generate", "--backend", "mindspore", "--model", "EXPORTED", "x" * 1000), "(max_position_embeddings) 150"),
+        ((*GENERATE, "--model", "EXPORTED", "x" * 1000), "(max_position_embeddings) 150"),
         (("mindir", "EXPORTED"), "exists: give a new folder"),
-        (("mindir", "new", "--context", 4096), "--context 4096: give 2 to 1024"),
-        (("mindir", "new", "--context", 1), "--context 1: give 2 to 1024"),
+        (("mindir", "new", "--device", "cpu", "--context", 4096), "--context 4096: give 2 to 1024"),
+        (("mindir", "new", "--device", "cpu", "--context", 1), "--context 1: give 2 to 1024"),
         # The weights are missing, too: they are looked at later.
-        (("mindir", "below a file", "--model", "EXPORTED"), "Not a directory: check the path"),
-        (("mindir", "new", "--model", "EXPORTED"), "no model.safetensors"),
+        (("mindir", "below a file", "--device", "cpu", "--model", "EXPORTED"), "Not a directory: check the path"),
+        (("mindir", "new", "--device", "cpu", "--model", "EXPORTED"), "no model.safetensors"),
     ],
 )
 def test_refusals(cli: Cli, embedded: Path, tmp_path: Path, arguments: tuple[object, ...], said: str) -> None:
