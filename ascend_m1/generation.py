@@ -63,9 +63,7 @@ def generate_text(
         InputError: the prompt leaves no room in the context.
         CheckpointError: the model computes NaN.
     """
-    config = options.resolve(model.generation_config, room_for(model.config, len(ids)))
-    if config.eos_token_id is None:
-        config.eos_token_id = tokenizer.eos_token_id
+    config = options.resolve(model.generation_config, room_for(model.config, len(ids)), tokenizer.eos_token_id)
     if config.pad_token_id is None:  # one sequence is never padded; transformers warns without it
         config.pad_token_id = 0
     if options.seed is None:

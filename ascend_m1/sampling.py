@@ -58,9 +58,15 @@ class SamplingOptions:
         if self.do_sample and self.temperature == 0:
             raise InputError("temperature=0 is greedy and do_sample samples: give one of them")
 
-    def resolve(self, base: GenerationConfig, room: int) -> GenerationConfig:
-        """transformers' options: these, then the checkpoint's, with at most ``room`` new tokens."""
+    def resolve(self, base: GenerationConfig, room: int, end: int | None = None) -> GenerationConfig:
+        """transformers' options: these, then the checkpoint's, with at most ``room`` new tokens.
+
+        Args:
+            end: the tokenizer's end token, where the checkpoint names none.
+        """
         config = honoured(base)
+        if config.eos_token_id is None:
+            config.eos_token_id = end
         wanted = self.max_new_tokens or base.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         config.max_new_tokens, config.max_length = min(wanted, room), None
         asked = self.do_sample or any(x is not None for x in (self.temperature, self.top_k, self.top_p, self.min_p))

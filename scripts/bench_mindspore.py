@@ -1,6 +1,6 @@
 """A decode step on MindSpore: compiled as a static graph, beside the same cells run operator by operator (PyNative).
 
-    ./scripts/test.sh mindspore --collect-only -q           # makes the environment
+    ./scripts/test.sh make mindspore           # its environment
     .venvs/mindspore/bin/python scripts/bench_mindspore.py --write docs/benchmarks.md
 
 Both run the same cells on the same weights, states and tokens, in turns: one round times some steps of each. Before

@@ -30,9 +30,8 @@ def generate(arguments: argparse.Namespace, prompt: str, options: SamplingOption
     with quiet():
         checkpoint, device = prepare(arguments)
         ids = prompt_ids(arguments, prompt, checkpoint, options)
-        config = options.resolve(generation_defaults(checkpoint), room_for(checkpoint.config, len(ids)))
-        if config.eos_token_id is None:
-            config.eos_token_id = checkpoint.tokenizer.eos_token_id
+        room, end = room_for(checkpoint.config, len(ids)), checkpoint.tokenizer.eos_token_id
+        config = options.resolve(generation_defaults(checkpoint), room, end)
         graphs = _graphs(checkpoint, device, len(ids) + config.max_new_tokens)
 
         from ..mindspore.runner import generate_text

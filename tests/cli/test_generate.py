@@ -133,6 +133,11 @@ def test_options_override_the_checkpoint() -> None:
     assert (greedy.do_sample, greedy.temperature, greedy.max_new_tokens) == (False, None, 7)
 
 
+def test_the_tokenizers_end_counts_where_the_checkpoint_names_none() -> None:
+    for named, end in ((3, 3), ([3, 4], [3, 4]), (None, 7)):
+        assert SamplingOptions().resolve(GenerationConfig(eos_token_id=named), 100, end=7).eos_token_id == end
+
+
 def test_auto_dtype_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr("ascend_m1.device.cpu_flags", lambda: {"amx_bf16"})
