@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ascend_m1 import BaichuanM1ForCausalLM
@@ -22,7 +20,7 @@ from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1.weights import check_checkpoint
 from ascend_m1.writing import whole_folder, writing
 
-from .lora import FILTERS
+from .lora import load_adapter
 from .qlora import quantised_base, restore
 
 SHARD = "5GB"
@@ -69,7 +67,7 @@ def export(base: Path, adapter: Path, target: Path, tell: Callable[[str], None])
     probe = _probe(model)
     plain = _logits(model, probe)
     tell(f"merging {adapter}")
-    adapted = _read_adapter(model, adapter)
+    adapted = load_adapter(model, adapter).eval()
     wanted = _logits(adapted, probe)
     merged: BaichuanM1ForCausalLM = adapted.merge_and_unload(safe_merge=True)
     tolerance = TOLERANCE[merged.dtype]
@@ -93,31 +91,6 @@ def _read_base(base: Path) -> BaichuanM1ForCausalLM:
     model = quantised_base(base, stored)
     restore(model)
     return model
-
-
-def _read_adapter(model: BaichuanM1ForCausalLM, adapter: Path) -> PeftModel:
-    """PEFT's own loading passes over tensors that are missing or too many; here they are named."""
-    path = adapter / "adapter_model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = set(file.keys())
-        adapted: PeftModel = PeftModel.from_pretrained(model, str(adapter), local_files_only=True).eval()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist: save the adapter with PEFT's save_pretrained") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(
-            f"adapter {adapter} does not fit its base ({reason}): give the base it was trained on"
-        ) from error
-    wanted = set(get_peft_model_state_dict(adapted))
-    filters = {name for name in adapted.state_dict() if name.endswith(FILTERS)}
-    for name in sorted(wanted - stored):
-        raise CheckpointError(f"{path}: tensor {name} is missing: copy the adapter again")
-    for name in sorted(stored - wanted - filters):
-        raise CheckpointError(f"{path}: tensor {name} has no place in the base: give the one it was trained on")
-    return adapted
 
 
 def _probe(model: BaichuanM1ForCausalLM) -> Tensor:

@@ -14,17 +14,20 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.configuration_baichuan_m1 import LayerSpec
-from ascend_m1.errors import InputError
+from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1.layers import BaichuanM1Attention
 
 PACKED = ("q_proj", "k_proj", "v_proj")  # what W_pack holds, in the order of its rows
@@ -60,18 +63,51 @@ def add_lora(
         InputError: an unknown target, W_pack beside one of its parts, or a number out of range.
     """
     config = lora_config(rank, alpha, dropout, targets)
-    if not train_convolution:
-        adapted = get_peft_model(model, config)
-    else:
-        adapted = _WithFilters(model, config)
-        for name, parameter in model.named_parameters():
-            if name.endswith(FILTERS):
-                parameter.data = parameter.data.float()  # as PEFT does with its matrices: 16 bits lose small updates
-                parameter.requires_grad_(True)
-    parts = _split(targets)[1]
-    if parts:
-        for layer in model.model.layers:
-            _keep_apart(cast(BaichuanM1Attention, layer.self_attn), parts, rank)
+    adapted = _WithFilters(model, config) if train_convolution else get_peft_model(model, config)
+    _keep_apart(model, _split(targets)[1])
+    return adapted
+
+
+def load_adapter(model: BaichuanM1ForCausalLM, folder: Path, trainable: bool = False) -> PeftModel:
+    """The model with a stored adapter of PEFT's. PEFT passes over tensors that are missing or too many; here they are
+    named.
+
+    Args:
+        folder: an adapter of any kind; trained filters included.
+        trainable: to go on with it: what it has is trained, filters and parts of W_pack as ``add_lora`` does. Parts are
+            told by the zeros between their Bs, so an adapter that was not trained has none.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit the model.
+    """
+    path = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+        if trainable and any(name.endswith(FILTERS) for name in stored):
+            config = PeftConfig.from_pretrained(str(folder))
+            config.inference_mode = False
+            adapted: PeftModel = _WithFilters(model, config)
+            adapted.load_adapter(str(folder), "default", is_trainable=True)
+        else:
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, local_files_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist: save the adapter with PEFT's save_pretrained") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CheckpointError(
+            f"adapter {folder} does not fit its base ({reason}): give the base it was trained on"
+        ) from error
+    wanted = set(get_peft_model_state_dict(adapted))
+    filters = {name for name in adapted.state_dict() if name.endswith(FILTERS)}
+    for name in sorted(wanted - stored):
+        raise CheckpointError(f"{path}: tensor {name} is missing: copy the adapter again")
+    for name in sorted(stored - wanted - filters):
+        raise CheckpointError(f"{path}: tensor {name} has no place in the base: give the one it was trained on")
+    if trainable:
+        _keep_apart(model, _stored_parts(model))
     return adapted
 
 
@@ -116,10 +152,33 @@ def _split(targets: str | Sequence[str]) -> tuple[list[str], list[str]]:
     return [name for name in GROUPS["all"] if name in wanted], parts
 
 
-def _keep_apart(attention: BaichuanM1Attention, parts: list[str], rank: int) -> None:
-    matrices = cast(nn.ModuleDict, attention.W_pack.lora_B)
-    b = cast(nn.Linear, matrices["default"])
-    matrices["default"] = BlockLinear(b, _blocks(attention.spec, parts, rank).to(b.weight.device))
+def _packed_b(model: BaichuanM1ForCausalLM) -> list[tuple[LayerSpec, nn.ModuleDict]]:
+    """The layers' Bs of W_pack, where there are any."""
+    attentions = [cast(BaichuanM1Attention, layer.self_attn) for layer in model.model.layers]
+    found = [(attention.spec, getattr(attention.W_pack, "lora_B", nn.ModuleDict())) for attention in attentions]
+    return [(spec, cast(nn.ModuleDict, matrices)) for spec, matrices in found if "default" in matrices]
+
+
+def _keep_apart(model: BaichuanM1ForCausalLM, parts: Sequence[str]) -> None:
+    for spec, matrices in _packed_b(model) if parts else []:
+        b = cast(nn.Linear, matrices["default"])
+        matrices["default"] = BlockLinear(b, _blocks(spec, parts, b.in_features // len(parts)).to(b.weight.device))
+
+
+def _stored_parts(model: BaichuanM1ForCausalLM) -> Sequence[str]:
+    """The parts of W_pack that alone can have made its Bs."""
+    stored = [(spec, cast(nn.Linear, matrices["default"]).weight) for spec, matrices in _packed_b(model)]
+    if any(bool(weight.any()) for _, weight in stored):
+        for count in range(1, len(PACKED) + 1):
+            for parts in combinations(PACKED, count):
+                if all(_only_in_blocks(weight, spec, parts) for spec, weight in stored):
+                    return parts
+    return ()
+
+
+def _only_in_blocks(b: Tensor, spec: LayerSpec, parts: Sequence[str]) -> bool:
+    rank, left = divmod(b.shape[1], len(parts))
+    return not left and not bool(b[_blocks(spec, parts, rank).to(b.device)].any())
 
 
 class BlockLinear(nn.Linear):
@@ -139,7 +198,7 @@ class BlockLinear(nn.Linear):
         return nn.functional.linear(x, self.weight.masked_fill(self.outside, 0))
 
 
-def _blocks(spec: LayerSpec, parts: list[str], rank: int) -> Tensor:
+def _blocks(spec: LayerSpec, parts: Sequence[str], rank: int) -> Tensor:
     """bool [outputs of W_pack, rank · parts], True outside the blocks."""
     sizes = dict(zip(PACKED, (spec.q_size, spec.kv_size, spec.kv_size), strict=True))
     rows = torch.tensor([index for index, name in enumerate(PACKED) for _ in range(sizes[name])])
@@ -148,7 +207,15 @@ def _blocks(spec: LayerSpec, parts: list[str], rank: int) -> Tensor:
 
 
 class _WithFilters(PeftModelForCausalLM):
-    """Saves the filters beside the LoRA matrices, under the names by which PEFT loads them into the model."""
+    """Trains the filters, in float32, and saves them beside the LoRA matrices, under the names by which PEFT loads
+    them into the model."""
+
+    def __init__(self, model: BaichuanM1ForCausalLM, config: PeftConfig) -> None:
+        super().__init__(model, config)
+        for name, parameter in model.named_parameters():
+            if name.endswith(FILTERS):
+                parameter.data = parameter.data.float()  # as PEFT does with its matrices: 16 bits lose small updates
+                parameter.requires_grad_(True)
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -19,7 +19,7 @@ from ascend_m1.quantization.write import quantise_checkpoint
 
 from .adaptive import AdaptiveUpdate
 from .data import Padded, stacked, training_data
-from .lora import add_lora
+from .lora import add_lora, load_adapter
 from .qlora import quantised_base
 from .recipe import Recipe
 from .report import write_report
@@ -98,7 +98,8 @@ def _adapted(model: BaichuanM1ForCausalLM, recipe: Recipe) -> BaichuanM1ForCausa
     if recipe.adapter_models is not None:
         if not Path(recipe.adapter_models, "adapter_config.json").is_file():
             raise CheckpointError(f"adapter_models {recipe.adapter_models}: give a folder with adapter_config.json")
-        adapted: PeftModel = PeftModel.from_pretrained(model, recipe.adapter_models, is_trainable=True)
+        adapted = load_adapter(model, Path(recipe.adapter_models), trainable=True)
+        adapted.peft_config["default"].base_model_name_or_path = str(recipe.base)
         return adapted
     return add_lora(
         model,

@@ -19,7 +19,7 @@ from ascend_m1.errors import CheckpointError, InputError
 from ascend_m1.inference import InferenceModel
 from ascend_m1.paged import PagedCache
 from ascend_m1.steps import Chunk, prefill_step
-from ascend_m1_finetune.lora import PACKED, add_lora, lora_config
+from ascend_m1_finetune.lora import PACKED, BlockLinear, add_lora, load_adapter, lora_config
 
 from ..compat.small import VOCAB, ids, model
 
@@ -171,6 +171,28 @@ def test_filters_of_a_16_bit_model_train_in_float32(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert len(stored) == len(trainable)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def masks(adapted: PeftModel) -> dict[str, Tensor]:
+    return {name: module.outside for name, module in adapted.named_modules() if isinstance(module, BlockLinear)}
+
+
+@pytest.mark.parametrize("with_filters", [True, False])
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", "k_proj,mlp", "q_proj,k_proj,v_proj", "all", "mlp"])
+def test_an_adapter_to_go_on_with_trains_what_it_trained(targets: str, with_filters: bool, tmp_path: Path) -> None:
+    first = add_lora(model().bfloat16(), RANK, ALPHA, targets=targets, train_convolution=with_filters)
+    fill(first)
+    first.save_pretrained(str(tmp_path / "a"))
+    second = load_adapter(model().bfloat16(), tmp_path / "a", trainable=True)
+    one, other = ({n: p for n, p in m.named_parameters() if p.requires_grad} for m in (first, second))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)  # the filters are not rounded to 16 bits
+    assert masks(second).keys() == masks(first).keys()
+    assert bool(masks(first)) == ("_proj" in targets)
+    assert all(torch.equal(mask, masks(second)[name]) for name, mask in masks(first).items())
+    second.save_pretrained(str(tmp_path / "b"))
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in "ab")
+    assert before.keys() == after.keys()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
 from ascend_m1 import BaichuanM1ForCausalLM
@@ -136,6 +136,26 @@ def test_tokens_are_counted_without_padding(place: Path) -> None:
         counts.append(state(last)["num_input_tokens_seen"])
     data = training_data(read_recipe(Path("recipe.yaml")), open_checkpoint(str(EMBEDDED)).tokenizer, 42)
     assert counts == [sum(len(item["input_ids"]) for item in data)] * 2
+
+
+def test_an_adapter_is_trained_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that the first run trained, and nothing else; what is not there or does not fit is one line."""
+    few = {"max_steps": 2, "save_strategy": "no"}
+    assert train(output_dir="a", train_convolution=True, lora_target_modules="q_proj,v_proj", **few) == 0
+    assert train(output_dir="b", adapter_models="a", **few) == 0
+    first, second = (load_file(Path(name, "adapter_model.safetensors")) for name in "ab")
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert not torch.equal(tensor, second[name]), name
+        assert torch.equal(tensor == 0, second[name] == 0) or "lora_B" not in name, name
+    assert sum("conv_" in name for name in first) == 8
+    path, name = Path("a/adapter_model.safetensors").absolute(), next(name for name in first if "lora_A" in name)
+    save_file({key: tensor for key, tensor in first.items() if "lora_A" not in key}, path)
+    assert train(output_dir="c", adapter_models="a", **few) == 2
+    assert f"error: a/{path.name}: tensor {name} is missing: copy the adapter again" in capsys.readouterr().err
+    save_file({**first, name: first[name][:, :9].contiguous()}, path)
+    assert train(output_dir="c", adapter_models="a", **few) == 2
+    assert "error: adapter a does not fit its base (size mismatch for" in capsys.readouterr().err
 
 
 RESUMING = ["train", "recipe.yaml", "output_dir=out"]
