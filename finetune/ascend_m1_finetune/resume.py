@@ -20,6 +20,7 @@ from .recipe import Recipe
 from .trainer import PART
 
 _RECORD = "recipe.json"
+QUANTISED = "base-4bit"  # of load_in_4bit
 # What may change between a checkpoint and its resumption.
 _FREE = ("output_dir", "overwrite_output_dir", "cache_dir", "adapter_models")
 # Of the Trainer's arguments, those that do not change what is computed; another device may round otherwise.
@@ -75,14 +76,19 @@ def starting_point(recipe: Recipe, main: bool) -> str | None:
         return asked
     if main and recipe.overwrite_output_dir:
         _remove_results(folder)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    # Another process may look while this one still clears.
+    last = None if recipe.overwrite_output_dir or not folder.is_dir() else get_last_checkpoint(str(folder))
     if last is not None:
         _check_same(folder, record)
     elif main and not recipe.overwrite_output_dir and _holds_something(folder):
         raise InputError(
             f"output_dir {folder} is not empty and has no checkpoint: give another, or set overwrite_output_dir: true"
         )
+    if main:
+        shutil.rmtree(folder / PART, ignore_errors=True)  # of a killed run
     if main and last is None:
+        if not _begun_on(folder, record):
+            shutil.rmtree(folder / QUANTISED, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         beside = folder / f"{_RECORD}.new"
         with writing(folder, beside, "then run it again"):
@@ -97,13 +103,19 @@ def _record(recipe: Recipe) -> dict[str, Any]:
     return record
 
 
+def _begun_on(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the folder was begun on the recipe's model."""
+    begun = read_json(folder / _RECORD) if (folder / _RECORD).is_file() else {}
+    return all(key in begun and begun[key] == record[key] for key in ("model_id", "model_name_or_path"))
+
+
 def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and any(path.name not in (PART, _RECORD, "base-4bit") for path in folder.iterdir())
+    return folder.is_dir() and any(path.name not in (PART, _RECORD, QUANTISED) for path in folder.iterdir())
 
 
 def _remove_results(folder: Path) -> None:
     """What an earlier run wrote, and nothing else."""
-    for pattern in ("checkpoint-*", PART, "base-4bit"):
+    for pattern in ("checkpoint-*", PART, QUANTISED):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
     for pattern in ("adapter_*", "*.safetensors*", "config.json", "report.html", _RECORD):

@@ -23,7 +23,7 @@ from .lora import add_lora, load_adapter
 from .qlora import quantised_base
 from .recipe import Recipe
 from .report import write_report
-from .resume import starting_point
+from .resume import QUANTISED, starting_point
 from .trainer import M1Trainer, Measures
 from .training import refusals, training_arguments, wsd_words
 
@@ -38,7 +38,7 @@ def train(recipe: Recipe) -> M1Trainer:
     arguments = training_arguments(recipe)
     wsd = wsd_words(recipe, arguments)
     checkpoint = open_checkpoint(str(recipe.base))
-    with arguments.main_process_first(desc="data and output folder"):
+    with arguments.main_process_first(local=False, desc="data and output folder"):  # of all nodes
         data = training_data(recipe, checkpoint.tokenizer, arguments.seed)
         start = starting_point(recipe, arguments.process_index == 0)
         base = _base(recipe, checkpoint)
@@ -74,7 +74,7 @@ def _base(recipe: Recipe, checkpoint: Checkpoint) -> Path:
     """The base's folder; with load_in_4bit that of its quantised copy, made beside the results on first use."""
     if not recipe.load_in_4bit or getattr(checkpoint.config, "quantization_config", None):
         return checkpoint.path
-    folder = Path(recipe.output_dir) / "base-4bit"
+    folder = Path(recipe.output_dir) / QUANTISED
     if not (folder / "config.json").is_file():
         quantise_checkpoint(checkpoint.path, folder, Scheme(4, 128), lambda done, all: note(f"quantised {done}/{all}"))
     return folder

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -238,74 +237,10 @@ def test_a_folder_that_holds_something_else(place: Path, capsys: pytest.CaptureF
     assert train(overwrite_output_dir=True, max_steps=2, save_strategy="no", lora_rank=2) == 0
 
 
-@pytest.fixture
-def begun(place: Path) -> Path:
-    """Finished after four steps, with checkpoints of the second and the fourth."""
-    assert train(max_steps=4, save_steps=2) == 0
-    return place
-
-
-def test_another_recipe_does_not_go_on_from_the_checkpoints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(max_steps=4) == 0
-    assert train(lora_rank=8) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("ascend-m1: error: output_dir out: was begun with lora_rank=4, the recipe says 8: give")
-
-
-def test_what_changes_the_schedule_or_the_updates_is_another_recipe(
-    begun: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = Path("out/adapter_model.safetensors").read_bytes()
-    for key, value, message in (
-        ("learning_rate", 2e-2, "learning_rate=0.01, the recipe says 0.02"),
-        ("max_steps", 8, "max_steps=4, the recipe says 8"),
-        ("num_train_epochs", 2, "num_train_epochs=3.0, the recipe says 2.0"),
-        ("per_device_train_batch_size", 2, "per_device_train_batch_size=4, the recipe says 2"),
-        ("seed", 1, "seed=42, the recipe says 1"),
-        ("optim", "sgd", "optim='adamw_torch_fused', the recipe says 'sgd'"),
-        ("lr_scheduler_type", "cosine", "lr_scheduler_type='linear', the recipe says 'cosine'"),
-        ("warmup_ratio", 0.1, "warmup_steps=0, the recipe says 0.1"),
-        ("bf16", True, "bf16=False, the recipe says True"),
-    ):
-        assert train(**{"max_steps": 4, key: value}) == 2
-        assert f"output_dir out: was begun with {message}: give another" in capsys.readouterr().err.splitlines()[-1]
-    assert Path("out/adapter_model.safetensors").read_bytes() == before
-
-
-def test_a_finished_run_is_not_repeated(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is loaded; without the report, which comes last, it is not finished."""
-    capsys.readouterr()
-    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
-    assert train(max_steps=4, save_steps=2) == 0
-    ask = "ask it with `ascend-m1 generate --adapter out`"
-    wanted = f"ascend-m1: out: finished already, 4 updates; {ask}, or begin anew with overwrite_output_dir=true\n"
-    assert capsys.readouterr().err == wanted
-    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
-    Path("out/report.html").unlink()
-    assert train(max_steps=4, save_steps=2) == 0
-    captured = capsys.readouterr().err
-    assert "out: written" in captured
-    assert "Loading weights" not in captured
-    assert "FutureWarning" not in captured
-    assert Path("out/report.html").exists()
-
-
 def test_only_the_recipe_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train"]) == 2
     wanted = "the following arguments are required: RECIPE: see `ascend-m1 train --help`"
     assert capsys.readouterr().err == f"ascend-m1: error: {wanted}\n"
-
-
-def test_what_does_not_change_the_updates_may_change(begun: Path) -> None:
-    """Nor does a default that is written out."""
-    whole = load_file("out/adapter_model.safetensors")
-    for name in ("checkpoint-4", "report.html", "adapter_model.safetensors"):
-        path = Path("out", name)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    free = {"logging_steps": 1, "save_steps": 3, "save_total_limit": 1, "disable_tqdm": False, "use_cpu": True}
-    assert train(max_steps=4, **free, seed=42, report_to="none") == 0
-    resumed = load_file("out/adapter_model.safetensors")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize(
