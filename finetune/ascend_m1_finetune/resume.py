@@ -16,10 +16,14 @@ from ascend_m1.checkpoint_files import read_json
 from ascend_m1.errors import InputError
 from ascend_m1.writing import writing
 
+from .data.dataset import source_digest
+from .data.info import sources
 from .recipe import Recipe
 from .trainer import PART
 
 _RECORD = "recipe.json"
+_NEW = f"{_RECORD}.new"  # while it is written
+_FINISHED = "finished"  # in it, the updates of a run whose result is written
 QUANTISED = "base-4bit"  # of load_in_4bit
 # What may change between a checkpoint and its resumption.
 _FREE = ("output_dir", "overwrite_output_dir", "cache_dir", "adapter_models")
@@ -30,7 +34,7 @@ _FREE_TRAINING = (
     *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
     *("save_strategy", "save_steps", "save_total_limit", "save_on_each_node", "save_only_model"),
     *("enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"),
-    *("hub_always_push", "hub_revision", "resume_from_checkpoint", "use_cpu", "skip_memory_metrics"),
+    *("hub_always_push", "hub_revision", "use_cpu", "skip_memory_metrics"),
     *("dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
     *("ddp_backend", "ddp_timeout", "local_rank", "torch_empty_cache_steps"),
 )
@@ -40,67 +44,93 @@ def finished_steps(recipe: Recipe) -> int | None:
     """The updates of a run of this recipe that has come to its end and is written; None: there is something to do.
 
     Raises:
-        InputError: the folder holds the checkpoints of another recipe.
+        InputError: the folder is another recipe's.
     """
     folder = Path(recipe.output_dir)
-    asked = recipe.training.get("resume_from_checkpoint")
-    # The report is written last.
-    if recipe.overwrite_output_dir or isinstance(asked, str) or not (folder / "report.html").is_file():
-        return None
-    last = get_last_checkpoint(str(folder))
-    if last is None:
+    begun = read_json(folder / _RECORD) if (folder / _RECORD).is_file() else {}
+    asked = _asked(recipe)
+    anew = recipe.overwrite_output_dir or asked is False or (asked is not True and _is_in(asked, folder))
+    if anew or _FINISHED not in begun or not (folder / "report.html").is_file():
         return None
     _check_same(folder, _record(recipe))
-    state = read_json(Path(last) / "trainer_state.json")
-    steps: int = state["global_step"]
-    return steps if steps >= state["max_steps"] else None
+    steps: int = begun[_FINISHED]
+    return steps
 
 
-def starting_point(recipe: Recipe, main: bool) -> str | None:
+def set_finished(recipe: Recipe, steps: int) -> None:
+    """Say so in the folder, which holds the result."""
+    folder = Path(recipe.output_dir)
+    _write_record(folder, {**read_json(folder / _RECORD), _FINISHED: steps})
+
+
+def starting_point(recipe: Recipe, main: bool, processes: int = 1) -> str | None:
     """The checkpoint to go on from; the folder is made, and cleared where the recipe says so.
 
     Args:
         main: whether this process writes; the others wait for it.
+        processes: of this run.
 
     Raises:
-        InputError: the folder holds something else, or the checkpoints of another recipe.
+        InputError: the folder holds something else, or another recipe's checkpoints or result.
     """
-    folder = Path(recipe.output_dir)
+    folder, asked = Path(recipe.output_dir), _asked(recipe)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file: give a folder")
-    record = _record(recipe)
-    asked = recipe.training.get("resume_from_checkpoint")
-    if isinstance(asked, str) and asked.lower() not in ("true", "false"):
-        if not (Path(asked) / "trainer_state.json").is_file():
-            raise InputError(f"resume_from_checkpoint {asked}: holds no trainer_state.json: give a checkpoint's folder")
-        return asked
-    if main and recipe.overwrite_output_dir:
-        _remove_results(folder)
-    # Another process may look while this one still clears.
-    last = None if recipe.overwrite_output_dir or not folder.is_dir() else get_last_checkpoint(str(folder))
-    if last is not None:
-        _check_same(folder, record)
-    elif main and not recipe.overwrite_output_dir and _holds_something(folder):
-        raise InputError(
-            f"output_dir {folder} is not empty and has no checkpoint: give another, or set overwrite_output_dir: true"
-        )
+    record = {**_record(recipe), "processes": processes}
+    own = isinstance(asked, Path) and _is_in(asked, folder)
+    if recipe.overwrite_output_dir:
+        if own:
+            raise InputError(f"overwrite_output_dir removes resume_from_checkpoint {asked}: leave one of them out")
+        if main:
+            _remove_results(folder)
+        last = None  # another process may look while this one still clears
+    else:
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if last is not None and asked is False:
+            raise InputError(
+                f"resume_from_checkpoint: false: output_dir {folder} has checkpoints: give another, or set "
+                "overwrite_output_dir: true"
+            )
+        _check_folder(folder, record, last is not None, own)
+    start = str(asked) if isinstance(asked, Path) and (own or last is None) else last
+    if start is not None and not (Path(start) / "trainer_state.json").is_file():
+        raise InputError(f"resume_from_checkpoint {start}: holds no trainer_state.json: give a checkpoint's folder")
     if main:
         shutil.rmtree(folder / PART, ignore_errors=True)  # of a killed run
-    if main and last is None:
-        if not _begun_on(folder, record):
+        if last is None and not _begun_on(folder, record):
             shutil.rmtree(folder / QUANTISED, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f"{_RECORD}.new"
-        with writing(folder, beside, "then run it again"):
-            beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, folder / _RECORD)
-    return last
+        _write_record(folder, record)
+    return start
+
+
+def _asked(recipe: Recipe) -> Path | bool:
+    """The checkpoint that the recipe names, or whether to go on from the last one."""
+    asked = recipe.training.get("resume_from_checkpoint")
+    if asked is None or str(asked).lower() in ("true", "false"):
+        return str(asked).lower() != "false"
+    return Path(asked)
+
+
+def _is_in(checkpoint: Path, folder: Path) -> bool:
+    return checkpoint.resolve().parent == folder.resolve()
 
 
 def _record(recipe: Recipe) -> dict[str, Any]:
-    """As JSON has it."""
+    """What a run is known by, as JSON has it. A named checkpoint is a part of it unless it is the run's own."""
     record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    asked = _asked(recipe)
+    if isinstance(asked, bool) or _is_in(asked, Path(recipe.output_dir)):
+        record["training"].pop("resume_from_checkpoint", None)
+    record["rows"] = source_digest(sources(str(recipe.dataset), recipe.custom_dataset_info)).hexdigest()
     return record
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    beside = folder / _NEW
+    with writing(folder, beside, "then run it again"):
+        beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, folder / _RECORD)
 
 
 def _begun_on(folder: Path, record: dict[str, Any]) -> bool:
@@ -110,7 +140,7 @@ def _begun_on(folder: Path, record: dict[str, Any]) -> bool:
 
 
 def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and any(path.name not in (PART, _RECORD, QUANTISED) for path in folder.iterdir())
+    return folder.is_dir() and any(path.name not in (PART, _RECORD, _NEW, QUANTISED) for path in folder.iterdir())
 
 
 def _remove_results(folder: Path) -> None:
@@ -123,9 +153,19 @@ def _remove_results(folder: Path) -> None:
             path.unlink()
 
 
-def _check_same(folder: Path, record: dict[str, Any]) -> None:
-    if not (folder / _RECORD).is_file():
+def _check_folder(folder: Path, record: dict[str, Any], has_checkpoint: bool, own: bool) -> None:
+    """Raises InputError for what is not this recipe's; ``own``: a checkpoint in it is named, so it is taken."""
+    if not has_checkpoint and not _holds_something(folder):
         return
+    if (folder / _RECORD).is_file():
+        _check_same(folder, record)
+    elif not own:
+        what = f"has checkpoints without {_RECORD}" if has_checkpoint else "is not empty and has no checkpoint"
+        name = ", name one as resume_from_checkpoint" if has_checkpoint else ""
+        raise InputError(f"output_dir {folder} {what}: give another{name}, or set overwrite_output_dir: true")
+
+
+def _check_same(folder: Path, record: dict[str, Any]) -> None:
     begun = read_json(folder / _RECORD)
     fixed = {key: (begun[key], value) for key, value in record.items() if key in begun and key not in _FREE}
     old, new = fixed.pop("training", ({}, {}))
@@ -135,9 +175,17 @@ def _check_same(folder: Path, record: dict[str, Any]) -> None:
     for key, (before, now) in fixed.items():
         if before != now:
             raise InputError(
-                f"output_dir {folder}: was begun with {key}={before!r}, the recipe says {now!r}: give another "
-                "output_dir, or set overwrite_output_dir: true"
+                f"output_dir {folder}: was begun with {_difference(key, before, now)}: give another output_dir, or set "
+                "overwrite_output_dir: true"
             )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if key == "rows":
+        return "other rows in the files of its dataset"
+    if key == "processes":
+        return f"{before} process{'' if before == 1 else 'es'}, now there {'is' if now == 1 else 'are'} {now}"
+    return f"{key}={before!r}, the recipe says {now!r}"
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -23,7 +23,7 @@ from .lora import add_lora, load_adapter
 from .qlora import quantised_base
 from .recipe import Recipe
 from .report import write_report
-from .resume import QUANTISED, starting_point
+from .resume import QUANTISED, set_finished, starting_point
 from .trainer import M1Trainer, Measures
 from .training import refusals, training_arguments, wsd_words
 
@@ -40,7 +40,7 @@ def train(recipe: Recipe) -> M1Trainer:
     checkpoint = open_checkpoint(str(recipe.base))
     with arguments.main_process_first(local=False, desc="data and output folder"):  # of all nodes
         data = training_data(recipe, checkpoint.tokenizer, arguments.seed)
-        start = starting_point(recipe, arguments.process_index == 0)
+        start = starting_point(recipe, arguments.process_index == 0, arguments.world_size)
         base = _base(recipe, checkpoint)
     with refusals():
         set_seed(arguments.seed)
@@ -64,6 +64,7 @@ def train(recipe: Recipe) -> M1Trainer:
         title = f"{recipe.base.name}, {recipe.finetuning_type}, {recipe.dataset}"
         path = Path(recipe.output_dir, "report.html")
         write_report(path, title, dataclasses.asdict(recipe), trainer.state.log_history)
+        set_finished(recipe, trainer.state.global_step)
     # A process that ends while another still talks to it may be aborted by its own threads.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

@@ -5,28 +5,41 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ascend_m1.errors import InputError
 from ascend_m1_finetune.recipe import read_recipe
-from ascend_m1_finetune.resume import starting_point
+from ascend_m1_finetune.resume import finished_steps, starting_point
 
-from .test_train import place, train
+from .test_train import place, train, write_rows
 
 __all__ = ["place"]  # a fixture
 
 
-@pytest.fixture
-def begun(place: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Finished after four steps, with checkpoints of the second and the fourth."""
-    assert train(max_steps=4, save_steps=2) == 0
-    return place
+    folder = tmp_path_factory.mktemp("trained")
+    write_rows(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train(max_steps=4, save_steps=2) == 0
+    return folder
 
 
-def test_another_recipe_does_not_go_on_from_the_checkpoints(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(max_steps=4) == 0
+@pytest.fixture
+def begun(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where the command is run."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_another_recipe_does_not_go_on_from_the_checkpoints(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(lora_rank=8) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ascend-m1: error: output_dir out: was begun with lora_rank=4, the recipe says 8: give")
@@ -109,3 +122,83 @@ def test_what_a_killed_run_was_writing_is_removed(begun: Path) -> None:
     Path("out/.part/old").mkdir(parents=True)
     assert starting_point(read_recipe(Path("recipe.yaml")), True) == "out/checkpoint-4"
     assert not Path("out/.part").exists()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], **changes: Any) -> str:
+    """Why a run does not begin."""
+    capsys.readouterr()
+    assert train(**{"max_steps": 4, "save_steps": 2, **changes}) == 2
+    return capsys.readouterr().err.splitlines()[-1].removeprefix("ascend-m1: error: ")
+
+
+def test_a_named_checkpoint_is_where_a_run_begins(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Then the run goes on from its own, is recorded, and finished once, like any other."""
+    named = {"output_dir": "other", "resume_from_checkpoint": "out/checkpoint-2"}
+    assert train(max_steps=4, save_steps=1, **named) == 0
+    one, other = (load_file(Path(name, "adapter_model.safetensors")) for name in ("out", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    recipe = read_recipe(Path("recipe.yaml"))
+    assert starting_point(recipe, False) == "other/checkpoint-4"
+    assert finished_steps(recipe) == 4
+    assert "was begun with max_steps=4, the recipe says 8" in refusal(capsys, max_steps=8, **named)
+    assert "was begun with resume_from_checkpoint='out/checkpoint-2', the recipe says 'out/checkpoint-4'" in refusal(
+        capsys, **named | {"resume_from_checkpoint": "out/checkpoint-4"}
+    )
+    Path("mine").mkdir()
+    Path("mine/notes.txt").touch()
+    assert refusal(capsys, **named | {"output_dir": "mine"}).startswith("output_dir mine is not empty and has no check")
+
+
+def test_a_run_goes_back_to_a_checkpoint_of_its_own(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = {"resume_from_checkpoint": "out/checkpoint-2"}
+    assert "was begun with lora_rank=4, the recipe says 8" in refusal(capsys, lora_rank=8, **named)
+    said = refusal(capsys, overwrite_output_dir=True, **named)
+    assert said == "overwrite_output_dir removes resume_from_checkpoint out/checkpoint-2: leave one of them out"
+    before = Path("out/checkpoint-4").stat().st_mtime_ns
+    assert train(max_steps=4, save_steps=2, **named) == 0
+    assert Path("out/checkpoint-4").stat().st_mtime_ns > before
+
+
+def test_checkpoints_without_a_record_are_not_gone_on_from(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out/recipe.json").unlink()
+    assert refusal(capsys) == (
+        "output_dir out has checkpoints without recipe.json: give another, name one as resume_from_checkpoint, or set "
+        "overwrite_output_dir: true"
+    )
+    recipe = read_recipe(Path("recipe.yaml"), ["resume_from_checkpoint=out/checkpoint-2"])
+    assert starting_point(recipe, True) == "out/checkpoint-2"
+
+
+def test_not_to_resume_is_another_folder_or_to_overwrite(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, resume_from_checkpoint=False) == (
+        "resume_from_checkpoint: false: output_dir out has checkpoints: give another, or set overwrite_output_dir: true"
+    )
+    assert starting_point(dataclasses.replace(read_recipe(Path("recipe.yaml")), output_dir="new"), True) is None
+
+
+def test_other_rows_and_another_number_of_processes_are_another_run(
+    begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = read_recipe(Path("recipe.yaml"))
+    with pytest.raises(InputError, match="was begun with 1 process, now there are 2: give another output_dir"):
+        starting_point(recipe, True, 2)
+    rows = Path("rows.json").read_text()
+    Path("rows.json").write_text(rows.replace("elephant", "mouse"))
+    assert "out: was begun with other rows in the files of its dataset: give another output_dir" in refusal(capsys)
+    Path("rows.json").write_text(rows)
+    assert starting_point(recipe, True, 1) == "out/checkpoint-4"
+
+
+def test_a_run_without_checkpoints_is_finished_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed while its result was moved into the folder, it begins anew."""
+    alone = {"max_steps": 1, "save_strategy": "no"}
+    assert train(**alone) == 0
+    before = Path("out/adapter_model.safetensors").stat().st_mtime_ns
+    assert train(**alone) == 0
+    assert "out: finished already, 1 updates; ask it" in capsys.readouterr().err
+    assert Path("out/adapter_model.safetensors").stat().st_mtime_ns == before
+    assert "was begun with lora_rank=4, the recipe says 8" in refusal(capsys, **alone, lora_rank=8)
+    assert starting_point(read_recipe(Path("recipe.yaml"), ["lora_rank=4"]), True) is None
+    Path("out/adapter_config.json").unlink()
+    assert train(**alone) == 0
+    assert Path("out/adapter_config.json").exists()

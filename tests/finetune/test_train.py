@@ -49,12 +49,16 @@ BASE = {
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a data set of eight rows, where the command is run."""
-    rows = [{"instruction": QUESTION, "output": ANSWER}] * 4
-    rows += [{"instruction": f"What is {word}?", "output": word} for word in ("J45", "asthma", "an elephant", "grey")]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    (tmp_path / "info.json").write_text(json.dumps({"facts": {"local_path": ".", "file_name": "rows.json"}}))
+    write_rows(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_rows(folder: Path) -> None:
+    rows = [{"instruction": QUESTION, "output": ANSWER}] * 4
+    rows += [{"instruction": f"What is {word}?", "output": word} for word in ("J45", "asthma", "an elephant", "grey")]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "info.json").write_text(json.dumps({"facts": {"local_path": ".", "file_name": "rows.json"}}))
 
 
 def train(**changes: Any) -> int:
@@ -116,10 +120,7 @@ def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(changes: dict
     assert train(output_dir="whole", **changes) == 0
     assert train(max_steps=12, save_total_limit=1, **changes) == 0
     assert [path.name for path in Path("out").glob("checkpoint-*")] == ["checkpoint-12"]
-    os.rename("whole/checkpoint-4", "checkpoint-4")
-    Path("resumed").mkdir()
-    os.rename("checkpoint-4", "resumed/checkpoint-4")
-    assert train(output_dir="resumed", **changes) == 0
+    assert train(output_dir="resumed", resume_from_checkpoint="whole/checkpoint-4", **changes) == 0
     whole, resumed = (load_file(Path(name, "adapter_model.safetensors")) for name in ("whole", "resumed"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -173,7 +174,7 @@ def test_killed_at_random_points_and_resumed(place: Path) -> None:
     for _ in range(kills):
         before = written()
         process = forks.start(place / "output", main, RESUMING)
-        while process.is_alive() and written() <= before | {"out/recipe.json"}:
+        while process.is_alive() and written() <= before | {"out/recipe.json", "out/recipe.json.new"}:
             time.sleep(0.005)
         time.sleep(chance.random() * 0.5)
         process.kill()

@@ -148,8 +148,8 @@ def _tokenised(source: Source, where: str, row: dict[str, Any], tokenizer: Any, 
         raise InputError(f"{where}: {error}") from None
 
 
-def _fingerprint(found: list[Source], tokenizer: Any, length: int, seed: int) -> str:
-    """Of everything that the tokens depend on; the files count by their bytes."""
+def source_digest(found: list[Source]) -> Any:
+    """hashlib's object, of what the rows are; the files count by their bytes."""
     digest = hashlib.sha256()
     for source in found:
         with source.file.open("rb") as file:
@@ -158,6 +158,13 @@ def _fingerprint(found: list[Source], tokenizer: Any, length: int, seed: int) ->
             )
         description = [source.form, source.samples, source.columns, source.tags]
         digest.update(json.dumps(description, sort_keys=True).encode())
+    return digest
+
+
+def _fingerprint(found: list[Source], tokenizer: Any, length: int, seed: int) -> str:
+    """Of everything that the tokens depend on."""
+    digest = source_digest(found)
     digest.update(json.dumps([_FORMAT, tokenizer.chat_template, length, seed]).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    return digest.hexdigest()[:32]
+    name: str = digest.hexdigest()[:32]
+    return name
