@@ -48,11 +48,24 @@ def model_and_adapter(arguments: argparse.Namespace) -> tuple[str, Path | None]:
     """The checkpoint's directory and the adapter's. Raises CheckpointError for an adapter without a description."""
     if arguments.adapter is None:
         return arguments.model or str(EMBEDDED), None
+    adapter = Path(arguments.adapter)
+    named = adapter_base(adapter)
+    return arguments.model or named or str(EMBEDDED), adapter
+
+
+def adapter_base(adapter: Path) -> str | None:
+    """The base that an adapter names, if any. The embedded checkpoint is found although it was elsewhere then.
+
+    Raises:
+        CheckpointError, ConfigError: the folder has no description of an adapter.
+    """
     from ..checkpoint_files import read_adapter_config
 
-    adapter = Path(arguments.adapter)
     named = read_adapter_config(adapter).get("base_model_name_or_path")
-    return arguments.model or str(named or EMBEDDED), adapter
+    if not named:
+        return None
+    base = Path(str(named))
+    return str(EMBEDDED if base.parts[-3:] == EMBEDDED.parts[-3:] and not base.exists() else named)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, beams: bool = False) -> None:

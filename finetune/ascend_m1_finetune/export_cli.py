@@ -6,11 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ascend_m1.checkpoint_files import read_adapter_config
-from ascend_m1.cli.options import EMBEDDED, note, quiet, require_extra
+from ascend_m1.cli.options import adapter_base, note, quiet, require_extra
 from ascend_m1.errors import InputError
-
-_EMBEDDED_NAME = "m1-icd10"
 
 
 def add_parser(commands: Any) -> None:
@@ -37,13 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     from .export import export
 
     adapter, target = Path(arguments.adapter), Path(arguments.target)
-    named = arguments.model or read_adapter_config(adapter).get("base_model_name_or_path")
+    named = arguments.model or adapter_base(adapter)
     if not named:
         raise InputError(f"{adapter / 'adapter_config.json'}: names no base: give --model")
-    base = EMBEDDED if named == _EMBEDDED_NAME else Path(str(named))
-    read_config(str(base))
+    read_config(named)
     with quiet():
-        merged = export(base, adapter, target, note)
+        merged = export(Path(named), adapter, target, note)
     note(
         f"{target}: written; the adapter changes the logits by {merged.effect:.2%}, merged they differ by "
         f"{merged.error:.2%} from that, for the weights are rounded (more than {merged.tolerance:.2%} is refused)"

@@ -236,3 +236,20 @@ def test_what_cannot_be_merged(adapter: Path, tmp_path: Path, capsys: pytest.Cap
     settings = json.loads((broken / "adapter_config.json").read_text())
     (broken / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": None}))
     assert refused(broken) == f"{broken / 'adapter_config.json'}: names no base: give --model"
+
+
+@pytest.mark.parametrize("command", [["export", "adapter", "target"], ["generate", "--adapter", "adapter", "x"]])
+def test_the_embedded_base_of_an_adapter_from_elsewhere_is_found(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base is read, so what is said to be missing is the adapter's weights."""
+    monkeypatch.chdir(tmp_path)
+    Path("adapter").mkdir()
+    there = "/elsewhere/site-packages/ascend_m1/checkpoints/m1_icd10"
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": there}
+    Path("adapter/adapter_config.json").write_text(json.dumps(settings))
+    assert main(command) == 2
+    assert "error: adapter/adapter_model.safetensors does not exist: save the adapter" in capsys.readouterr().err
+    Path("adapter/adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "/no/m1_icd10"}))
+    assert main(command) == 2
+    assert "error: model /no/m1_icd10 does not exist" in capsys.readouterr().err
