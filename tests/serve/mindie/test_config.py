@@ -15,6 +15,7 @@ from ascend_m1.errors import ConfigError
 from ascend_m1_serve.mindie import fields
 from ascend_m1_serve.mindie.config import MindieConfigError, read_config
 from ascend_m1_serve.mindie.environment import Environment
+from ascend_m1_serve.mindie.start import wanted_engine
 from ascend_m1_serve.server import Address
 
 from .configs import SHIPPED, change, content, written
