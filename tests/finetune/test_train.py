@@ -142,7 +142,7 @@ def test_an_adapter_is_trained_on(place: Path, capsys: pytest.CaptureFixture[str
     """All that the first run trained, and nothing else; what is not there or does not fit is one line."""
     few = {"max_steps": 2, "save_strategy": "no"}
     assert train(output_dir="a", train_convolution=True, lora_target_modules="q_proj,v_proj", **few) == 0
-    assert train(output_dir="b", adapter_models="a", **few) == 0
+    assert train(output_dir="b", adapter_models="a", lora_rank=None, **few) == 0
     first, second = (load_file(Path(name, "adapter_model.safetensors")) for name in "ab")
     assert first.keys() == second.keys()
     for name, tensor in first.items():
@@ -151,10 +151,10 @@ def test_an_adapter_is_trained_on(place: Path, capsys: pytest.CaptureFixture[str
     assert sum("conv_" in name for name in first) == 8
     path, name = Path("a/adapter_model.safetensors").absolute(), next(name for name in first if "lora_A" in name)
     save_file({key: tensor for key, tensor in first.items() if "lora_A" not in key}, path)
-    assert train(output_dir="c", adapter_models="a", **few) == 2
+    assert train(output_dir="c", adapter_models="a", lora_rank=None, **few) == 2
     assert f"error: a/{path.name}: tensor {name} is missing: copy the adapter again" in capsys.readouterr().err
     save_file({**first, name: first[name][:, :9].contiguous()}, path)
-    assert train(output_dir="c", adapter_models="a", **few) == 2
+    assert train(output_dir="c", adapter_models="a", lora_rank=None, **few) == 2
     assert "error: adapter a does not fit its base (size mismatch for" in capsys.readouterr().err
 
 
