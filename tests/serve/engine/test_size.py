@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from ascend_m1.errors import InputError
 from ascend_m1_serve.engine import size
 from ascend_m1_serve.engine.core import EngineOptions
 from ascend_m1_serve.engine.request import blocks_for
-from ascend_m1_serve.engine.size import blocks_within, cache_bytes, check_size
+from ascend_m1_serve.engine.size import blocks_within, cache_bytes, check_size, limit_product_caches
 from ascend_m1_serve.engines import Wanted, built_in
 
 from ...model.golden import load_model
@@ -73,6 +74,19 @@ def test_a_service_with_a_small_cache_swaps_and_answers_the_same() -> None:
     assert swapped == whole
     with pytest.raises(InputError, match="--kv-cache-gib=nan: give GiB of memory, more than 0"):
         answers(float("nan"))
+
+
+@pytest.mark.parametrize(("sequences", "most"), [(1, "72"), (16, "192"), (128, "1024")])
+def test_compiled_products_are_limited_unless_somebody_did(
+    sequences: int, most: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
+    limit_product_caches(sequences)
+    assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": most}
+    monkeypatch.setattr(os, "environ", {})
+    limit_product_caches(sequences)
+    assert set(os.environ) == {"LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    assert set(os.environ.values()) == {most}
 
 
 def test_what_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
