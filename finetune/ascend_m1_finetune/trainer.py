@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
 
 
 class Measures(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Adds ``tokens_per_second`` since the last log and ``memory_gb``, the most so far, to the logs."""
+    """Adds ``tokens_per_second`` since the last log and ``memory_gb``, the most so far if it is known, to the logs."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin counting."""
@@ -133,20 +134,24 @@ class Measures(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if logs is None or "loss" not in logs:
             return
         tokens, now = float(state.num_input_tokens_seen), time.monotonic()
+        speed, memory = (tokens - self._tokens) / max(now - self._since, 1e-9), _peak_memory(args.device)
         measured = {
-            "tokens_per_second": round((tokens - self._tokens) / max(now - self._since, 1e-9)),
-            "memory_gb": round(_peak_memory(args.device) / 1e9, 3),
+            "tokens_per_second": round(speed),
+            **({} if memory is None else {"memory_gb": round(memory / 1e9, 3)}),
         }
         self._tokens, self._since = tokens, now
         logs.update(measured)
         state.log_history[-1].update(measured)
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the device, or of the process where there is none."""
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes: allocated on the device, or of the process where there is none; None where the system does not tell."""
     if device.type == "cpu":
-        import resource  # not on every system that has torch
+        if sys.platform == "win32":
+            return None
+        import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
     module = getattr(torch, device.type)
     return int(module.max_memory_allocated())
