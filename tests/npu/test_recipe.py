@@ -1,4 +1,4 @@
-"""The tiny recipes on the npu device, with the CPU's losses: LoRA as it is, all weights sharded over two devices."""
+"""The tiny recipes on the npu device, with the CPU's losses: LoRA as it is, all weights on two devices."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import ascend_m1_hostnpu as hostnpu
 from ascend_m1.cli import main
 
+from ..finetune.in_two import assert_same_way
 from .tiny import few_programs
 
 ROOT = Path(__file__).parents[2]
@@ -60,17 +61,31 @@ def test_the_recipe_runs_unchanged(
     assert steps[0].total() <= MOST_LAUNCHES
 
 
-SHARDED = (
+FULL = "finetune/recipes/full_tiny.yaml"
+SHORT = (
     *("max_steps=3", "logging_steps=1", "save_steps=3", "warmup_steps=1", "disable_tqdm=true"),
     "lr_scheduler_kwargs={num_decay_steps: 1}",
 )
 
 
-def test_full_training_sharded_over_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FSDP2 over hccl by words of the recipe, against one process on the CPU with the rows of both; float32."""
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process on the CPU with the rows of two."""
+    folder = tmp_path_factory.mktemp("cpu") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        alone = [FULL, f"output_dir={folder}", *SHORT, "use_cpu=true", "per_device_train_batch_size=4"]
+        assert main(["train", *alone]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("sharding", [(), ("fsdp=true", "fsdp_config={version: 2}")], ids=["ddp", "fsdp2"])
+def test_full_training_on_two_devices(
+    sharding: tuple[str, ...], on_cpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over hccl, FSDP2 by words of the recipe; float32."""
     monkeypatch.chdir(ROOT)
-    recipe = "finetune/recipes/full_tiny.yaml"
-    words = [recipe, f"output_dir={tmp_path / 'npu'}", *SHARDED, "fsdp=true", "fsdp_config={version: 2}"]
+    words = [FULL, f"output_dir={tmp_path / 'npu'}", *SHORT, *sharding]
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29641"}
     paths = os.pathsep.join(str(ROOT / part) for part in (".", "ops", "finetune", "serve"))
     started = [
@@ -88,8 +103,5 @@ def test_full_training_sharded_over_two_devices(tmp_path: Path, monkeypatch: pyt
         for process in started:
             process.kill()  # one that failed leaves the other waiting
     assert [process.returncode for process in started] == [0, 0], errors[0][-3000:]
-    alone = [recipe, f"output_dir={tmp_path / 'cpu'}", *SHARDED, "use_cpu=true", "per_device_train_batch_size=4"]
-    assert main(["train", *alone]) == 0
-    torch.testing.assert_close(losses(tmp_path / "npu", 3), losses(tmp_path / "cpu", 3), rtol=1e-4, atol=0.0)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("cpu", "npu"))
-    assert one.keys() == two.keys()
+    torch.testing.assert_close(losses(tmp_path / "npu", 3), losses(on_cpu, 3), rtol=1e-4, atol=0.0)
+    assert_same_way(tmp_path / "npu", on_cpu)
