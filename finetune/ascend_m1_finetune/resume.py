@@ -26,7 +26,7 @@ _NEW = f"{_RECORD}.new"  # while it is written
 _FINISHED = "finished"  # in it, the updates of a run whose result is written
 QUANTISED = "base-4bit"  # of load_in_4bit
 # What may change between a checkpoint and its resumption.
-_FREE = ("output_dir", "overwrite_output_dir", "cache_dir", "adapter_models")
+_FREE = ("output_dir", "overwrite_output_dir", "cache_dir")
 # Of the Trainer's arguments, those that do not change what is computed; another device may round otherwise.
 _FREE_TRAINING = (
     *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter"),
@@ -79,8 +79,7 @@ def starting_point(recipe: Recipe, main: bool, processes: int = 1) -> str | None
     record = {**_record(recipe), "processes": processes}
     own = isinstance(asked, Path) and _is_in(asked, folder)
     if recipe.overwrite_output_dir:
-        if own:
-            raise InputError(f"overwrite_output_dir removes resume_from_checkpoint {asked}: leave one of them out")
+        _check_kept(recipe)
         if main:
             _remove_results(folder)
         last = None  # another process may look while this one still clears
@@ -110,6 +109,16 @@ def _asked(recipe: Recipe) -> Path | bool:
     if asked is None or str(asked).lower() in ("true", "false"):
         return str(asked).lower() != "false"
     return Path(asked)
+
+
+def _check_kept(recipe: Recipe) -> None:
+    """Raises InputError where overwriting would remove what the run begins with."""
+    folder, needed = Path(recipe.output_dir).resolve(), dataclasses.asdict(recipe) | recipe.training
+    for key in ("model_name_or_path", "adapter_models", "resume_from_checkpoint"):
+        if isinstance(needed.get(key), str):
+            path = Path(needed[key]).resolve()
+            if folder in (path, path.parent):
+                raise InputError(f"overwrite_output_dir removes {key} {needed[key]}: give another output_dir")
 
 
 def _is_in(checkpoint: Path, folder: Path) -> bool:

@@ -59,6 +59,7 @@ def test_what_changes_the_schedule_or_the_updates_is_another_recipe(
         ("lr_scheduler_type", "cosine", "lr_scheduler_type='linear', the recipe says 'cosine'"),
         ("warmup_ratio", 0.1, "warmup_steps=0, the recipe says 0.1"),
         ("bf16", True, "bf16=False, the recipe says True"),
+        ("adapter_models", "other", "adapter_models=None, the recipe says 'other'"),
     ):
         assert train(**{"max_steps": 4, key: value}) == 2
         assert f"output_dir out: was begun with {message}: give another" in capsys.readouterr().err.splitlines()[-1]
@@ -152,11 +153,24 @@ def test_a_named_checkpoint_is_where_a_run_begins(begun: Path, capsys: pytest.Ca
 def test_a_run_goes_back_to_a_checkpoint_of_its_own(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = {"resume_from_checkpoint": "out/checkpoint-2"}
     assert "was begun with lora_rank=4, the recipe says 8" in refusal(capsys, lora_rank=8, **named)
-    said = refusal(capsys, overwrite_output_dir=True, **named)
-    assert said == "overwrite_output_dir removes resume_from_checkpoint out/checkpoint-2: leave one of them out"
     before = Path("out/checkpoint-4").stat().st_mtime_ns
     assert train(max_steps=4, save_steps=2, **named) == 0
     assert Path("out/checkpoint-4").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("resume_from_checkpoint", "out/checkpoint-2"),
+        ("adapter_models", "out"),
+        ("model_name_or_path", "out/base-4bit"),
+    ],
+)
+def test_what_a_run_begins_with_is_not_removed(key: str, value: str, begun: Path) -> None:
+    changes = [f"{key}={value}", "overwrite_output_dir=true", *(["model_id=null"] if key.startswith("model") else [])]
+    with pytest.raises(InputError, match=f"^overwrite_output_dir removes {key} {value}: give another output_dir"):
+        starting_point(read_recipe(Path("recipe.yaml"), changes), True)
+    assert Path("out/checkpoint-2").exists()
 
 
 def test_checkpoints_without_a_record_are_not_gone_on_from(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
