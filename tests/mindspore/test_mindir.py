@@ -162,6 +162,15 @@ def test_the_folder_is_whole_for_others_to_read_and_alone(embedded: Path) -> Non
     assert read_json(embedded / "config.json")["max_position_embeddings"] == 150
 
 
+def test_the_program_of_the_document(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it stands there. That such a program needs neither the package nor torch, ``ALONE`` shows."""
+    text = (Path(__file__).parents[2] / "docs/mindspore.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert ("/models/m1-mindir" in program, "ascend_m1" in program) == (True, False)
+    exec(program.replace("/models/m1-mindir", str(embedded)), {})
+    assert capsys.readouterr().out == "Asthma\n"
+
+
 FULL = """
 import resource, sys
 from ascend_m1.cli import main
