@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from .options import quiet, write
+from .options import how_to_install, quiet, write
 
 _HOST_NPU = "host NPU, not a device"
 
@@ -55,7 +55,7 @@ def _table(found: dict[str, Any]) -> str:
     ready = f"{_HOST_NPU}: calls and results can be tried, no time measured" if found["host_npu"] else "ready"
     lines.append(f"  Ascend NPU: {found['npu_problem'] or ready}")
     for extra, absent in found["extras"].items():
-        remedy = f"missing {', '.join(absent)}: pip install -e '.[{extra}]' in the repository" if absent else "ready"
+        remedy = f"missing {', '.join(absent)}: {how_to_install(extra)}" if absent else "ready"
         lines.append(f"  extra [{extra}]: {remedy}")
     if any(absent for extra, absent in found["extras"].items() if extra == "npu"):
         lines.append(

@@ -132,7 +132,14 @@ def require_extra(extra: str, packages: Sequence[str]) -> None:
     """Raises InputError if a package of an optional part is not installed."""
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
-        raise InputError(f'{", ".join(absent)} not installed: pip install -e ".[{extra}]" in the repository')
+        raise InputError(f"{', '.join(absent)} not installed: {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """The remedy for packages of an optional part that are missing."""
+    if extra == "mindspore":  # here it would put an older numpy in the place of torch's
+        return "it needs an environment of its own, see docs/mindspore.md"
+    return f"pip install -e '.[{extra}]' in the repository"
 
 
 def note(text: str) -> None:

@@ -24,11 +24,13 @@ def test_env_names_versions_and_devices(cli: Cli) -> None:
 
 def test_env_gives_the_remedy(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["torch>=2.10", 'torch-npu>=2.10; extra == "npu"', 'pytest>=8; extra == "dev"']
+    lines.append('numpy<2; extra == "mindspore"')
     monkeypatch.setattr(environment, "requires", lambda name: lines)
-    monkeypatch.setattr(environment, "installed", lambda name: None if name == "torch-npu" else "1.0")
+    monkeypatch.setattr(environment, "installed", lambda name: None if name in ("torch-npu", "numpy") else "1.0")
     monkeypatch.setattr(environment, "npu_problem", lambda: "torch-npu is not installed")
     out = cli("env").out
     assert "extra [npu]: missing torch-npu: pip install -e '.[npu]'" in out
+    assert "extra [mindspore]: missing numpy: it needs an environment of its own, see docs/mindspore.md" in out
     assert "extra [dev]: ready" in out
     assert "libhccl.so" in out
     assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in out
