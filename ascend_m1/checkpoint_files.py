@@ -18,6 +18,7 @@ from .errors import CheckpointError, ConfigError
 TEXT_FILES = ("token*", "*tokens*.json", "vocab*", "merges.txt", "chat_template*", "generation_config.json")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_MINDIR = "mindir.json"  # of ``mindspore.mindir``, which imports MindSpore
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _DERIVED = "rotary_emb.inv_freq"  # computed from the config here; older files store it
 _FETCH = "copy it again from the source"
@@ -161,4 +162,9 @@ def shards(folder: Path) -> list[Path]:
         return sorted({folder / name for name in weight_map.values()})
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
+    if (folder / _MINDIR).is_file():
+        raise CheckpointError(
+            f"{folder}: no {_SINGLE}, but MindIR: run it with `ascend-m1 generate --backend mindspore`, or give the "
+            "checkpoint that it was exported from"
+        )
     raise CheckpointError(f"{folder}: no {_SINGLE} and no {_INDEX}: give a directory in the published format")

@@ -29,13 +29,17 @@ def read_config(directory: str) -> BaichuanM1Config:
     """The configuration in a local directory; no name is ever looked up in a network.
 
     Raises:
-        CheckpointError: there is no such directory.
+        CheckpointError: there is no such directory, or it is an adapter's.
         ConfigError: config.json cannot be used.
     """
     path = Path(directory)
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
         raise CheckpointError(f"model {directory} {what}: give the directory that holds config.json")
+    if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"model {directory} is an adapter: give it as --adapter, or merge it into its base with `ascend-m1 export`"
+        )
     content = read_json(path / "config.json")
     kind = content.get("model_type", BaichuanM1Config.model_type)
     if kind != BaichuanM1Config.model_type:

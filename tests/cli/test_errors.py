@@ -50,6 +50,13 @@ def corrupt_header(folder: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:8] + b"\x00" * 40 + shard.read_bytes()[48:])
 
 
+def exported(folder: Path) -> None:
+    """In place of weights."""
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / "mindir.json").write_text("{}")
+
+
 def without_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
@@ -72,6 +79,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated shard": (truncate, r"00001-of-.*truncated or corrupt"),
     "corrupt header": (corrupt_header, r"00001-of-.*truncated or corrupt"),
     "missing shard": (lambda f: first_shard(f).unlink(), r"00001-of-.*not found"),
+    "an adapter": (lambda f: (f / CONFIG).rename(f / "adapter_config.json"), r"is an adapter: give it as --adapter"),
+    "MindIR": (exported, r"no model\.safetensors, but MindIR: run it with `ascend-m1 generate --backend mindspore`"),
     "no weights": (lambda f: [p.unlink() for p in f.glob("model*")], r"no model\.safetensors"),
     "missing tensor": (lambda f: edit_tensors(f, "model.norm.weight", lambda t: None), r"model\.norm\.weight.*missing"),
     "wrong shape": (lambda f: edit_tensors(f, "model.norm.weight", lambda t: t[:-1]), r"model\.norm\.weight.*shape"),
