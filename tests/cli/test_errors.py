@@ -238,6 +238,15 @@ def test_npu_that_is_not_there(cli: Cli, checkpoint: Path, monkeypatch: pytest.M
     assert_one_line(cli("generate", "--model", checkpoint, "--device", "npu", "x"), r"device npu.*\[npu\]")
 
 
+@pytest.mark.parametrize(
+    "arguments", [("chat", "--backend", "mindspore"), ("train", "r", "--max_steps=3"), ("bench", "serve", "--some")]
+)
+def test_unknown_options_name_the_help_of_their_command(cli: Cli, arguments: tuple[str, ...]) -> None:
+    words = "bench serve" if arguments[0] == "bench" else arguments[0]
+    unknown = " ".join(arguments).removeprefix(f"{words} ").removeprefix("r ")
+    assert_one_line(cli(*arguments), f"unrecognized arguments: {unknown}: see `ascend-m1 {words} --help`")
+
+
 def test_mindspore_that_is_not_there(cli: Cli, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ascend_m1.cli.options.find_spec", lambda name: None)
     ran = cli("generate", "--model", checkpoint, "--backend", "mindspore", "x")
