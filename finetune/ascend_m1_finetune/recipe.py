@@ -135,14 +135,16 @@ def _read_value(key: str, text: str) -> Any:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML forbids a key twice; PyYAML takes the last one."""
+    """YAML forbids a key twice; PyYAML takes the last one. And {a:1} is to YAML one key, a:1, without a value."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: list[Any] = []  # a list could not be in a set
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", key_node.start_mark)
+            if ":" in str(key) and value_node.value == "":
+                raise yaml.constructor.ConstructorError(None, None, f"{key} needs a space after :", key_node.start_mark)
             seen.append(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     """What the recipe says, with the defaults of this project where it says nothing.
 
     Raises:
-        InputError: the Trainer refuses a value.
+        InputError: the Trainer refuses a value, or DeepSpeed is asked for and not installed.
     """
     said = {key: value for key, value in recipe.training.items() if value is not None or key not in _DEFAULTS}
     values: dict[str, Any] = _DEFAULTS | said
@@ -43,6 +44,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     values.setdefault(f"{CHECKPOINTING}_kwargs", {"use_reentrant": False})
     values.setdefault("use_cpu", not torch.accelerator.is_available())  # else the Trainer refuses bf16
     values |= {"output_dir": recipe.output_dir, "remove_unused_columns": False, "do_train": True}
+    if values.get("deepspeed") and find_spec("deepspeed") is None:
+        raise InputError("deepspeed not installed: pip install deepspeed, or leave deepspeed out")
     with refusals():
         arguments = TrainingArguments(**values)
     for name in arguments.report_to:

@@ -201,6 +201,7 @@ def test_mistakes(change: dict[str, Any], message: str, tmp_path: Path) -> None:
         ("a: [1", "line 1: not YAML"),
         ("[a]: 1", "line 1: not YAML"),
         ("dataset: a\ndataset: b", "line 2: not YAML (dataset stands twice)"),
+        ("dataset: a\nfsdp_config: {version:2}", "line 2: not YAML (version:2 needs a space after :)"),
     ],
 )
 def test_files_that_are_no_recipes(text: str, message: str, tmp_path: Path) -> None:
@@ -214,7 +215,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_recipe(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("word", ["fsdp_config={version: 2", "output_dir=@x", "fsdp_config={a: 1, a: 2}"])
+@pytest.mark.parametrize(
+    "word", ["fsdp_config={version: 2", "fsdp_config={version:2}", "output_dir=@x", "fsdp_config={a: 1, a: 2}"]
+)
 def test_a_change_that_is_not_yaml(word: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="^" + re.escape(f"{word}: not YAML (")):
         read(tmp_path, LEAST, word)
@@ -230,6 +233,12 @@ def test_a_change_that_is_not_yaml(word: str, tmp_path: Path) -> None:
 def test_what_the_trainer_refuses_is_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         training_arguments(read(tmp_path, LEAST | change))
+
+
+def test_deepspeed_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ascend_m1_finetune.training.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^deepspeed not installed: pip install deepspeed, or leave deepspeed out$"):
+        training_arguments(read(tmp_path, LEAST | {"deepspeed": "zero3.json"}))
 
 
 @pytest.mark.parametrize(
