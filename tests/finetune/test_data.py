@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ascend_m1.cli.options import EMBEDDED
 from ascend_m1.errors import InputError
 from ascend_m1_finetune.data import Padded, stacked, training_data
 from ascend_m1_finetune.data.files import rows
-from ascend_m1_finetune.data.info import sources
+from ascend_m1_finetune.data.info import COLUMNS, TAGS, sources
 from ascend_m1_finetune.data.template import chat_document
 from ascend_m1_finetune.packing import document, pack_documents
 from ascend_m1_finetune.recipe import Recipe
@@ -102,6 +103,25 @@ def test_sharegpt_keeps_system_texts(openai: bool, tmp_path: Path) -> None:
     assert learnt(item) == "A1</s>A2</s>"
 
 
+def test_the_examples_of_the_document(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/finetune.md").read_text(encoding="utf-8")
+    info, chat = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    row = re.search(r"`(\{\"question.*?\})`", text)
+    assert row is not None
+    for file, content in (("info.json", info), ("folder/rows.jsonl", row[1]), ("folder/chats.jsonl", chat)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(content, encoding="utf-8")
+    files = {"custom_dataset_info": str(tmp_path / "info.json"), "cache_dir": str(tmp_path / "cache")}
+    items = training_data(Recipe("out", "m1-icd10", dataset="my_data,my_chats", **files), TOKENIZER, 0)
+    assert [whole(item) for item in items] == ["<C_Q>What is J45?<C_A>Asthma</s>"] * 2
+
+
+def test_every_name_of_columns_and_tags_is_in_the_document() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs/finetune.md").read_text(encoding="utf-8").split())
+    renamed = {name: usual for form in COLUMNS.values() for name, usual in form.items() if name != usual} | TAGS
+    assert [name for name, usual in renamed.items() if f"`{name}` (`{usual}`" not in text] == []
+
+
 def test_text_is_learnt_whole_and_cut_into_pieces(tmp_path: Path) -> None:
     recipe = write(tmp_path, [{"text": "Asthma " * 30}], formatting="text")
     pieces = list(training_data(Recipe(**{**vars(recipe), "cutoff_len": 16}), TOKENIZER, 0))
@@ -179,6 +199,11 @@ def turns(*pairs: tuple[str, str]) -> dict[str, Any]:
         ("alpaca", ALPACA | {"output": "a \ud83d"}, "\\ud83d is half of a character: mend the text"),
         ("text", {"text": "\udc00"}, "\\udc00 is half of a character: mend the text"),
         ("alpaca", "[1]", "a row must be an object, not list"),
+        (
+            "sharegpt",
+            {"messages": []},
+            "conversations is missing: give a list of turns, or name it otherwise by columns",
+        ),
         ("sharegpt", {"conversations": []}, "conversations: give a list of turns"),
         ("sharegpt", turns(("gpt", "x")), "turn 1: assistant after nothing: expected system or user"),
         ("sharegpt", turns(("human", "x"), ("human", "y")), "turn 2: user after user: expected assistant"),
@@ -240,7 +265,7 @@ def test_a_role_that_the_chat_template_refuses(tmp_path: Path) -> None:
         ({"file_name": None}, "give local_path, a folder, and file_name, a .json or .jsonl in it"),
         ({"file_name": "none.json"}, "there is no file"),
         ({"num_samples": 0}, "num_samples=0: give 1 or more"),
-        ({"columns": {"answer": "x"}}, "columns has 'answer': known are prompt"),
+        ({"columns": {"answer": "x"}}, "columns has 'answer': known are prompt (instruction), query (input), "),
     ],
 )
 def test_entries_of_dataset_info(entry: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -59,7 +59,12 @@ def _sharegpt(source: Source, where: str, row: dict[str, Any]) -> Conversation:
         tags["observation_tag"]: "tool",
         tags["function_tag"]: "assistant",
     }
-    turns = row.get(column)
+    if column not in row:
+        raise InputError(
+            f"{where}: {column} is missing: give a list of turns, or name it otherwise by columns and tags, see "
+            "docs/finetune.md"
+        )
+    turns = row[column]
     if not isinstance(turns, list) or not turns:
         raise InputError(f"{where}: {column}: give a list of turns")
     messages: Conversation = []

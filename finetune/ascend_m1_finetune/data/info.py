@@ -125,5 +125,6 @@ def _names(where: str, key: str, entry: dict[str, Any], usual: dict[str, str]) -
         raise InputError(f"{where}: {key}={given!r}: give an object")
     for name in given:
         if name not in usual:
-            raise InputError(f"{where}: {key} has {name!r}: known are {', '.join(usual)}")
+            known = ", ".join(f"{word} ({column})" for word, column in usual.items())
+            raise InputError(f"{where}: {key} has {name!r}: known are {known}")
     return {**usual, **{name: str(value) for name, value in given.items() if value is not None}}
