@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers.utils import logging
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli.checkpoint import Checkpoint, open_checkpoint
@@ -36,6 +38,9 @@ def train(recipe: Recipe) -> M1Trainer:
             cannot be used.
     """
     arguments = training_arguments(recipe)
+    if arguments.disable_tqdm:  # the Trainer's own; and those of the libraries round it
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
     wsd = wsd_words(recipe, arguments)
     checkpoint = open_checkpoint(str(recipe.base))
     with arguments.main_process_first(local=False, desc="data and output folder"):  # of all nodes
