@@ -196,6 +196,7 @@ def turns(*pairs: tuple[str, str]) -> dict[str, Any]:
         ("alpaca", ALPACA | {"history": "x"}, "history: give a list of [question, answer]"),
         ("alpaca", ALPACA | {"history": [["x"]]}, "history: ['x']: give a question and an answer"),
         ("alpaca", '{"instruction": ', "not JSON (Expecting value, character 16): mend it"),
+        ("alpaca", "What is J45?,Asthma", "not JSON (Expecting value, character 1): give a JSON list or JSON lines"),
         ("alpaca", ALPACA | {"output": "a \ud83d"}, "\\ud83d is half of a character: mend the text"),
         ("text", {"text": "\udc00"}, "\\udc00 is half of a character: mend the text"),
         ("alpaca", "[1]", "a row must be an object, not list"),
@@ -226,6 +227,13 @@ def test_a_bad_row_is_named_by_file_and_line(form: str, row: Any, message: str, 
     with pytest.raises(InputError) as caught:
         training_data(recipe, TOKENIZER, 0)
     assert str(caught.value).startswith(f"{tmp_path / 'rows.jsonl'}, line 3: {message}")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "\n \n"])
+def test_a_file_without_rows(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        training_data(write(tmp_path, text), TOKENIZER, 0)
+    assert str(caught.value) == f"{tmp_path / 'rows.jsonl'}: has no rows: give some, or leave rows out of dataset"
 
 
 def test_a_bad_line_of_a_json_list(tmp_path: Path) -> None:

@@ -95,8 +95,9 @@ def _documents(
     found: list[Source], tokenizer: Any, length: int, seed: int, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     for source in found:
-        before = counts["kept"]
+        before, empty = counts["kept"], True
         for where, row in _chosen(source, seed):
+            empty = False
             for item in _tokenised(source, where, row, tokenizer, length):
                 labels = item.labels[:length]
                 if all(label == IGNORED for label in labels):
@@ -105,6 +106,8 @@ def _documents(
                 counts["kept"] += 1
                 counts["cut"] += len(item.input_ids) > length
                 yield {"input_ids": item.input_ids[:length], "labels": labels}
+        if empty:
+            raise InputError(f"{source.file}: has no rows: give some, or leave {source.name} out of dataset")
         if counts["kept"] == before:
             raise InputError(f"{source.name}: no row has an answer within cutoff_len={length}")
 

@@ -37,7 +37,8 @@ def _line_rows(path: Path) -> Iterator[Row]:
             except UnicodeDecodeError as error:
                 raise InputError(f"{where}: byte {error.start} is not valid UTF-8: convert the file") from None
             except json.JSONDecodeError as error:
-                raise InputError(f"{where}: not JSON ({error.msg}, character {error.colno}): mend it") from None
+                hint = "mend it" if text.startswith("{") else "give a JSON list or JSON lines"  # a table, say
+                raise InputError(f"{where}: not JSON ({error.msg}, character {error.colno}): {hint}") from None
 
 
 def _list_rows(path: Path) -> Iterator[Row]:
