@@ -40,11 +40,13 @@ def write_report(path: Path, title: str, recipe: dict[str, Any], history: Sequen
     logged = [entry for entry in history if "loss" in entry]
     rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in summary(history).items())
     given = html.escape(json.dumps({key: value for key, value in recipe.items() if value is not None}, indent=1))
+    plots = "<p>nothing was logged: see logging_strategy</p>"
+    if logged:
+        plots = f'<img alt="course of the run" width="100%" src="data:image/png;base64,{_plots(logged)}">'
     text = (
         f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><table>{rows}</table>"
-        f'<img alt="course of the run" width="100%" src="data:image/png;base64,{_plots(logged)}">'
-        f"<h2>Recipe</h2><pre>{given}</pre></html>\n"
+        f"{plots}<h2>Recipe</h2><pre>{given}</pre></html>\n"
     )
     beside = path.with_name(f".{path.name}.part")
     with writing(path, beside, "then run it again"):
@@ -55,11 +57,12 @@ def write_report(path: Path, title: str, recipe: dict[str, Any], history: Sequen
 def summary(history: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The numbers of a run: first and last loss, updates, tokens, speed and memory."""
     logged = [entry for entry in history if "loss" in entry]
+    updates = {"updates": f"{max((entry['step'] for entry in history), default=0):,}"}
     if not logged:
-        return {"updates": "0"}
+        return updates
     speeds = sorted(entry["tokens_per_second"] for entry in logged if "tokens_per_second" in entry)
     found = {
-        "updates": f"{logged[-1]['step']:,}",
+        **updates,
         "loss, first and last logged": f"{logged[0]['loss']:.4f}, {logged[-1]['loss']:.4f}",
         "updates left out": str(logged[-1].get("skipped_updates", "")),
         "tokens": f"{logged[-1].get('num_input_tokens_seen', 0):,}",
@@ -76,7 +79,7 @@ def _plots(logged: Sequence[dict[str, Any]]) -> str:
     for place, name in enumerate(present, start=1):
         axes = figure.add_subplot(-(-len(present) // 2), 2, place)
         points = [(entry["step"], entry[name]) for entry in logged if name in entry]
-        axes.plot(*zip(*points, strict=True), linewidth=1)
+        axes.plot(*zip(*points, strict=True), linewidth=1, marker="." if len(points) < 3 else None)  # one is no line
         axes.set(title=PLOTS[name], xlabel="update")
         axes.grid(alpha=0.3)
     stream = io.BytesIO()

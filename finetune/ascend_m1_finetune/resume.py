@@ -91,7 +91,7 @@ def starting_point(recipe: Recipe, main: bool, processes: int = 1) -> str | None
                 "overwrite_output_dir: true"
             )
         _check_folder(folder, record, last is not None, own)
-    start = str(asked) if isinstance(asked, Path) and (own or last is None) else last
+    start = _begin(recipe, last)
     if start is not None and not (Path(start) / "trainer_state.json").is_file():
         raise InputError(f"resume_from_checkpoint {start}: holds no trainer_state.json: give a checkpoint's folder")
     if main:
@@ -101,6 +101,23 @@ def starting_point(recipe: Recipe, main: bool, processes: int = 1) -> str | None
         folder.mkdir(parents=True, exist_ok=True)
         _write_record(folder, record)
     return start
+
+
+def stopped(recipe: Recipe) -> str:
+    """What to tell whoever stopped the run."""
+    start = _begin(recipe, get_last_checkpoint(recipe.output_dir))
+    if start is None:
+        return "stopped before a checkpoint was saved, see save_steps: the same command begins at the first update"
+    anew = "overwrite_output_dir" if recipe.overwrite_output_dir else "resume_from_checkpoint: false"
+    without = f", without {anew}," if recipe.overwrite_output_dir or _asked(recipe) is False else ""
+    return f"stopped: the same command{without} goes on from {start}"
+
+
+def _begin(recipe: Recipe, last: str | None) -> str | None:
+    """The named checkpoint if it is the run's own or there is no ``last`` one; else that."""
+    asked = _asked(recipe)
+    named = isinstance(asked, Path) and (last is None or _is_in(asked, Path(recipe.output_dir)))
+    return str(asked) if named else last
 
 
 def _asked(recipe: Recipe) -> Path | bool:

@@ -25,7 +25,7 @@ from .lora import add_lora, load_adapter
 from .qlora import quantised_base
 from .recipe import Recipe
 from .report import write_report
-from .resume import QUANTISED, set_finished, starting_point
+from .resume import QUANTISED, set_finished, starting_point, stopped
 from .trainer import M1Trainer, Measures
 from .training import refusals, training_arguments, wsd_words
 
@@ -63,8 +63,13 @@ def train(recipe: Recipe) -> M1Trainer:
         )
     if start is not None:
         note(f"going on from {start}")
-    trainer.train(resume_from_checkpoint=start)
-    trainer.save_result()
+    try:
+        trainer.train(resume_from_checkpoint=start)
+        trainer.save_result()
+    except KeyboardInterrupt:
+        if arguments.should_save:
+            note(stopped(recipe))
+        raise
     if arguments.should_save:
         title = f"{recipe.base.name}, {recipe.finetuning_type}, {recipe.dataset}"
         path = Path(recipe.output_dir, "report.html")

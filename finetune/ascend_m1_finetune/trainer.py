@@ -14,7 +14,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import IntervalStrategy, sort_checkpoints
 
 from ascend_m1.writing import usual_modes, writing
 
@@ -121,11 +121,19 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
 
 
 class Measures(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Adds ``tokens_per_second`` since the last log and ``memory_gb``, the most so far if it is known, to the logs."""
+    """Adds ``tokens_per_second`` since the last log and ``memory_gb``, the most so far if it is known, to the logs.
+
+    The last update is logged, too, so a run that is shorter than ``logging_steps`` has a loss.
+    """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin counting."""
         self._tokens, self._since = float(state.num_input_tokens_seen), time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for the last log."""
+        if state.global_step == state.max_steps and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any

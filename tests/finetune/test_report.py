@@ -15,9 +15,11 @@ from matplotlib.image import imread
 from ascend_m1_finetune import report
 
 
-@pytest.mark.parametrize("missing", [set(), {"skipped_updates", "memory_gb"}])
+@pytest.mark.parametrize(
+    ("steps", "missing"), [((1, 2, 5), set()), ((1, 2, 5), {"skipped_updates", "memory_gb"}), ((3,), set())]
+)
 def test_each_value_that_is_logged_has_its_plot(
-    missing: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: tuple[int, ...], missing: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
 
@@ -28,14 +30,23 @@ def test_each_value_that_is_logged_has_its_plot(
 
     monkeypatch.setattr(report, "Figure", Kept)
     names = [name for name in report.PLOTS if name not in missing]
-    history = [{"step": step, **{name: step * 10 + i for i, name in enumerate(names)}} for step in (1, 2, 5)]
-    report.write_report(tmp_path / "report.html", "a run", {}, [*history, {"step": 5, "train_runtime": 3.0}])
+    history = [{"step": step, **{name: step * 10 + i for i, name in enumerate(names)}} for step in steps]
+    report.write_report(tmp_path / "report.html", "a run", {}, [*history, {"step": steps[-1], "train_runtime": 3.0}])
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes] == [report.PLOTS[name] for name in names]
     for i, axes in enumerate(figure.axes):
         (line,) = axes.get_lines()
-        assert line.get_xydata().tolist() == [[step, step * 10 + i] for step in (1, 2, 5)]
+        assert line.get_xydata().tolist() == [[step, step * 10 + i] for step in steps]
+        assert len(steps) > 1 or line.get_marker() == "."  # a line of one point is not seen
     found = re.search(r"data:image/png;base64,([^\"]+)", (tmp_path / "report.html").read_text())
     assert found
     picture = imread(io.BytesIO(base64.b64decode(found[1])))
     assert picture.std() > 0.01  # not blank
+
+
+def test_a_run_without_a_log_has_no_picture(tmp_path: Path) -> None:
+    report.write_report(tmp_path / "report.html", "a run", {}, [{"step": 3, "train_runtime": 3.0}])
+    text = (tmp_path / "report.html").read_text()
+    assert "<td>updates</td><td>3</td>" in text
+    assert "nothing was logged: see logging_strategy" in text
+    assert "<img" not in text

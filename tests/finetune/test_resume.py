@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from ascend_m1.errors import InputError
 from ascend_m1_finetune.recipe import read_recipe
 from ascend_m1_finetune.resume import finished_steps, starting_point
+from ascend_m1_finetune.trainer import Measures
 
 from .test_train import place, train, write_rows
 
@@ -61,7 +63,8 @@ def test_what_changes_the_schedule_or_the_updates_is_another_recipe(
         ("bf16", True, "bf16=False, the recipe says True"),
         ("adapter_models", "other", "adapter_models=None, the recipe says 'other'"),
     ):
-        assert train(**{"max_steps": 4, key: value}) == 2
+        own = {"lora_rank": None} if key == "adapter_models" else {}  # which has its rank
+        assert train(**{"max_steps": 4, key: value}, **own) == 2
         assert f"output_dir out: was begun with {message}: give another" in capsys.readouterr().err.splitlines()[-1]
     assert Path("out/adapter_model.safetensors").read_bytes() == before
 
@@ -119,6 +122,25 @@ def test_a_process_that_looks_while_another_clears(begun: Path) -> None:
     assert starting_point(dataclasses.replace(recipe, overwrite_output_dir=True), False) is None
 
 
+def test_ctrl_c_says_where_the_same_command_begins(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pressed at each log, which stands just before a checkpoint: the run comes one checkpoint further each time."""
+    monkeypatch.setattr(Measures, "on_log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    steps = {"max_steps": 6, "logging_steps": 2, "save_steps": 2}
+    says = "the same command begins at the first update"
+    for changes, wanted in (
+        ({}, f"stopped before a checkpoint was saved, see save_steps: {says}"),
+        ({"logging_steps": 3}, "stopped: the same command goes on from out/checkpoint-2"),
+        ({"overwrite_output_dir": True, "logging_steps": 5},
+         "stopped: the same command, without overwrite_output_dir, goes on from out/checkpoint-4"),
+        ({"logging_steps": 9, "resume_from_checkpoint": "out/checkpoint-2"},
+         "stopped: the same command goes on from out/checkpoint-2"),
+    ):  # fmt: skip
+        assert train(**steps | changes) == 130
+        assert capsys.readouterr().err.splitlines()[-1] == f"ascend-m1: {wanted}"
+
+
 def test_what_a_killed_run_was_writing_is_removed(begun: Path) -> None:
     Path("out/.part/old").mkdir(parents=True)
     assert starting_point(read_recipe(Path("recipe.yaml")), True) == "out/checkpoint-4"
@@ -167,7 +189,8 @@ def test_a_run_goes_back_to_a_checkpoint_of_its_own(begun: Path, capsys: pytest.
     ],
 )
 def test_what_a_run_begins_with_is_not_removed(key: str, value: str, begun: Path) -> None:
-    changes = [f"{key}={value}", "overwrite_output_dir=true", *(["model_id=null"] if key.startswith("model") else [])]
+    other = {"model_name_or_path": ["model_id=null"], "adapter_models": ["lora_rank=null"]}.get(key, [])
+    changes = [f"{key}={value}", "overwrite_output_dir=true", *other]
     with pytest.raises(InputError, match=f"^overwrite_output_dir removes {key} {value}: give another output_dir"):
         starting_point(read_recipe(Path("recipe.yaml"), changes), True)
     assert Path("out/checkpoint-2").exists()
@@ -207,6 +230,9 @@ def test_a_run_without_checkpoints_is_finished_once(place: Path, capsys: pytest.
     """Killed while its result was moved into the folder, it begins anew."""
     alone = {"max_steps": 1, "save_strategy": "no"}
     assert train(**alone) == 0
+    report = Path("out/report.html").read_text()  # of fewer updates than logging_steps
+    assert "<td>updates</td><td>1</td>" in report
+    assert "loss, first and last logged" in report
     before = Path("out/adapter_model.safetensors").stat().st_mtime_ns
     assert train(**alone) == 0
     assert "out: finished already, 1 updates; ask it" in capsys.readouterr().err
