@@ -23,6 +23,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--model", metavar="DIR", help="the base, plain or quantised (default: the one that the adapter names)"
     )
+    parser.add_argument(
+        "--dtype", default="auto", help="of the result: float32, bfloat16, float16, or auto: the base's (default: auto)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -30,18 +33,22 @@ def run(arguments: argparse.Namespace) -> int:
     """Folders are looked at before anything is loaded."""
     require_extra("finetune", ("peft",))
     from ascend_m1.cli.checkpoint import read_config
+    from ascend_m1.device import DTYPES
 
     from .export import export
 
+    if arguments.dtype not in ("auto", *DTYPES):
+        raise InputError(f"--dtype {arguments.dtype}: give auto, {', '.join(DTYPES)}")
     adapter, target = Path(arguments.adapter), Path(arguments.target)
     named = arguments.model or adapter_base(adapter)
     if not named:
         raise InputError(f"{adapter / 'adapter_config.json'}: names no base: give --model")
     read_config(named)
     with quiet():
-        merged = export(Path(named), adapter, target, note)
+        merged = export(Path(named), adapter, target, note, DTYPES.get(arguments.dtype))
     note(
         f"{target}: written; the adapter changes the logits by {merged.effect:.2%}, merged they differ by "
-        f"{merged.error:.2%} from that, for the weights are rounded (more than {merged.tolerance:.2%} is refused)"
+        f"{merged.error:.2%} from that, for the weights are rounded (refused is more than {merged.tolerance:.2%}, or "
+        "than half the change)"
     )
     return 0
