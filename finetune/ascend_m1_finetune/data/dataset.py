@@ -64,6 +64,7 @@ def training_data(recipe: Recipe, tokenizer: Any, seed: int) -> Any:
     if not recipe.packing:
         return kept
     items = [Document(tuple(item["input_ids"]), tuple(item["labels"])) for item in kept]
+    random.Random(seed).shuffle(items)  # the Trainer mixes whole rows only, and a row would hold one data set
     return pack_documents(items, recipe.cutoff_len, tokenizer.pad_token_id or 0)
 
 
