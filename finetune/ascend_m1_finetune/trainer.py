@@ -88,6 +88,11 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
                 os.replace(path, self._folder / path.name)
         self._end_writing()
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Without PEFT's card, a form that nobody has filled in."""
+        super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._folder / PART) if self._writing else super()._get_output_dir(trial)
 
