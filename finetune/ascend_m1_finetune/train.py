@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def train(recipe: Recipe) -> M1Trainer:
         trainer.save_result()
     except KeyboardInterrupt:
         if arguments.should_save:
+            print(file=sys.stderr)  # ends the line of the progress bar and of the terminal's ^C
             note(stopped(recipe))
         raise
     if arguments.should_save:
