@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, sort_checkpoints
 
+from ascend_m1.errors import InputError
 from ascend_m1.writing import usual_modes, writing
 
 from .schedule import wsd_lambda_lr
@@ -65,13 +66,15 @@ class M1Trainer(Trainer):  # type: ignore[misc, unused-ignore]
             with refusals():
                 made: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
             return made
-        schedule = wsd_lambda_lr(
-            optimizer or self.optimizer,
-            self.args.get_warmup_steps(num_training_steps),
-            num_training_steps,
-            self.wsd.get("num_decay_steps", num_training_steps // 10),
-            self.wsd.get("min_lr_ratio", 0.0),
-        )
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        decay = self.wsd.get("num_decay_steps", num_training_steps // 10)
+        if warmup + decay > num_training_steps:
+            raise InputError(
+                f"warmup_steps {warmup} and num_decay_steps {decay} (lr_scheduler_kwargs) do not fit the run's "
+                f"{num_training_steps} updates: shorten them, or give more max_steps or num_train_epochs"
+            )
+        min_ratio = self.wsd.get("min_lr_ratio", 0.0)
+        schedule = wsd_lambda_lr(optimizer or self.optimizer, warmup, num_training_steps, decay, min_ratio)
         self.lr_scheduler, self._created_lr_scheduler = schedule, True
         return schedule
 

@@ -1,18 +1,23 @@
-"""The report of a run draws what was logged."""
+"""The report of a run draws what was logged; memory is logged in bytes."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
+import resource
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from transformers import TrainerControl, TrainerState
 
-from ascend_m1_finetune import report
+from ascend_m1_finetune import report, trainer
 
 
 @pytest.mark.parametrize(
@@ -50,3 +55,22 @@ def test_a_run_without_a_log_has_no_picture(tmp_path: Path) -> None:
     assert "<td>updates</td><td>3</td>" in text
     assert "nothing was logged: see logging_strategy" in text
     assert "<img" not in text
+
+
+def test_memory_is_in_bytes_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """getrusage counts KiB on Linux and bytes on macOS; Windows has none."""
+    cpu, now = torch.device("cpu"), resource.getrusage(resource.RUSAGE_SELF)
+    monkeypatch.setattr(resource, "getrusage", lambda who: now)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert trainer._peak_memory(cpu) == now.ru_maxrss * 1024
+    assert now.ru_maxrss * 1024 > pages * resource.getpagesize() // 2
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert trainer._peak_memory(cpu) == now.ru_maxrss
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert trainer._peak_memory(cpu) is None
+    state = TrainerState(log_history=[{}])
+    measures, logs = trainer.Measures(), {"loss": 1.0}
+    arguments: Any = SimpleNamespace(device=cpu)
+    measures.on_train_begin(arguments, state, TrainerControl())
+    measures.on_log(arguments, state, TrainerControl(), logs)
+    assert logs.keys() == {"loss", "tokens_per_second"}

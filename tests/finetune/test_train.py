@@ -10,20 +10,18 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1.cli import main
 from ascend_m1.cli.checkpoint import open_checkpoint
 from ascend_m1.cli.options import EMBEDDED
-from ascend_m1_finetune import trainer
 from ascend_m1_finetune.data import training_data
 from ascend_m1_finetune.recipe import Recipe, read_recipe
 
@@ -242,25 +240,6 @@ def test_a_folder_that_holds_something_else(place: Path, capsys: pytest.CaptureF
     assert train(overwrite_output_dir=True, max_steps=2, save_strategy="no", lora_rank=2) == 0
 
 
-def test_memory_is_in_bytes_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """getrusage counts KiB on Linux and bytes on macOS; Windows has none."""
-    cpu, now = torch.device("cpu"), resource.getrusage(resource.RUSAGE_SELF)
-    monkeypatch.setattr(resource, "getrusage", lambda who: now)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    assert trainer._peak_memory(cpu) == now.ru_maxrss * 1024
-    assert now.ru_maxrss * 1024 > pages * resource.getpagesize() // 2
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert trainer._peak_memory(cpu) == now.ru_maxrss
-    monkeypatch.setattr(sys, "platform", "win32")
-    assert trainer._peak_memory(cpu) is None
-    state = TrainerState(log_history=[{}])
-    measures, logs = trainer.Measures(), {"loss": 1.0}
-    arguments: Any = SimpleNamespace(device=cpu)
-    measures.on_train_begin(arguments, state, TrainerControl())
-    measures.on_log(arguments, state, TrainerControl(), logs)
-    assert logs.keys() == {"loss", "tokens_per_second"}
-
-
 def test_only_the_recipe_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train"]) == 2
     wanted = "the following arguments are required: RECIPE: see `ascend-m1 train --help`"
@@ -276,6 +255,7 @@ def test_only_the_recipe_is_required(capsys: pytest.CaptureFixture[str]) -> None
         ({"adapter_models": "none", "lora_rank": None}, "adapter_models none: give a folder with adapter_config.json"),
         ({"optim": "adamw_bnb_8bit"}, "the Trainer refuses the recipe: "),
         ({"lr_scheduler_kwargs": {"nope": 5}}, "the Trainer refuses the recipe: "),
+        ({"lr_scheduler_type": "wsd", "warmup_steps": 999}, "warmup_steps 999 and num_decay_steps "),
         ({"seed": 2**40}, "the Trainer refuses the recipe: Seed must be between 0 and 2**32 - 1"),
         ({"resume_from_checkpoint": "none"}, "resume_from_checkpoint none: holds no trainer_state.json"),
     ],
