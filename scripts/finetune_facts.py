@@ -5,7 +5,7 @@
 
 New: the 200 subcategories of the recipes' data. Old: 300 questions about categories, half of them not in the recipes'
 reminders. Answers are greedy, in float32, and count if every letter is right. Beside the time by the clock stands the
-processors' time of the training process, which a busy machine lengthens less.
+processors' time of the training process. On a busy machine set OMP_WAIT_POLICY=PASSIVE, see docs/finetune.md.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-GIVEN = dict(os.environ)  # what trains takes threads as for a user; here they must not spin beside it
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
@@ -66,7 +63,7 @@ def train(recipe: str, folder: Path) -> tuple[float, float]:
     """By the command, its start included: seconds by the clock, and of the processors for this process alone."""
     command = [sys.executable, "-m", "ascend_m1", "train", f"finetune/recipes/{recipe}.yaml"]
     words = [f"output_dir={folder}", "overwrite_output_dir=true"]
-    own = {**GIVEN, "OMP_NUM_THREADS": str(THREADS)}
+    own = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     before, begun = os.times(), time.perf_counter()
     subprocess.run([*command, *words], cwd=ROOT, env=own, check=True, capture_output=True)
     after = os.times()
