@@ -22,7 +22,8 @@ if [[ -f $pid_file ]] && runs "$(<"$pid_file")"; then
     echo "error: it runs already, process $(<"$pid_file"): scripts/stop_server.sh stops it" >&2
     exit 2
 fi
-nohup ascend-m1 serve "$@" >"$log" 2>&1 &
+: >"$log" # it is read before the process may have made it
+nohup ascend-m1 serve "$@" >>"$log" 2>&1 &
 pid=$!
 echo "$pid" >"$pid_file"
 while kill -0 "$pid" 2>/dev/null; do
