@@ -47,7 +47,7 @@ def finished_steps(recipe: Recipe) -> int | None:
         InputError: the folder is another recipe's.
     """
     folder = Path(recipe.output_dir)
-    begun = read_json(folder / _RECORD) if (folder / _RECORD).is_file() else {}
+    begun = _begun(folder)
     asked = _asked(recipe)
     anew = recipe.overwrite_output_dir or asked is False or (asked is not True and _is_in(asked, folder))
     if anew or _FINISHED not in begun or not (folder / "report.html").is_file():
@@ -159,9 +159,14 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
     os.replace(beside, folder / _RECORD)
 
 
+def _begun(folder: Path) -> dict[str, Any]:
+    """The record in a folder; empty if it has none."""
+    return read_json(folder / _RECORD) if (folder / _RECORD).is_file() else {}
+
+
 def _begun_on(folder: Path, record: dict[str, Any]) -> bool:
     """Whether the folder was begun on the recipe's model."""
-    begun = read_json(folder / _RECORD) if (folder / _RECORD).is_file() else {}
+    begun = _begun(folder)
     return all(key in begun and begun[key] == record[key] for key in ("model_id", "model_name_or_path"))
 
 
