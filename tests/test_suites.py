@@ -41,7 +41,8 @@ def asked(copy: Path, environment: str, *arguments: str) -> list[str]:
         ("mindspore", ".venvs/mindspore", ["--confcutdir", "tests/mindspore", "-n", "2", "--dist", "loadgroup"]),
         ("npu", ".venvs/npu", ["-n", "2", "--dist", "worksteal"]),
         ("floor", ".venvs/floor", ["-n", "2", "--dist", "worksteal"]),
-        ("lowering", ".venvs/lowering", []),
+        ("lowering", ".venvs/lowering", ["-n", "2", "--dist", "worksteal"]),
+        ("deepspeed", ".venvs/deepspeed", []),
     ],
 )
 def test_a_path_takes_the_folders_place_and_leaves_the_options(
