@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ascend_m1_ops import native_linear, pack, packed_linear, prepare, quant_linear
-from ascend_m1_ops.native_linear.library import _build, library
+from ascend_m1_ops import dequantised, native_linear, pack, packed_linear, prepare, quant_linear
+from ascend_m1_ops.native_linear import int4 as int4_module
+from ascend_m1_ops.native_linear.library import FLAGS, _build, int4_library, library
 
 HARDWARE = pytest.mark.skipif(not native_linear.available(), reason="hardware: no AVX512-BF16")
 
@@ -61,7 +62,8 @@ def test_layouts_that_do_not_fit_are_refused(change: Callable[[Tensor], Tensor])
 
 @HARDWARE
 @pytest.mark.parametrize(
-    ("outputs", "groups", "message"), [(16, 2, "of the numbers' outputs"), (32, 3, "in groups of"), (32, 0, "groups")]
+    ("outputs", "groups", "message"),
+    [(16, 2, "of the numbers' outputs"), (32, 3, "in groups of"), (32, 0, "groups"), (32, 4, "not 16")],
 )
 def test_scales_of_other_weights_are_refused(outputs: int, groups: int, message: str) -> None:
     x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), int4(32, 64)
@@ -76,6 +78,26 @@ def test_scales_of_other_weights_are_refused(outputs: int, groups: int, message:
     weight = native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16())
     with pytest.raises(ValueError, match="must be contiguous"):
         native_linear.bfloat16_linear(x, weight.mT.contiguous().mT)
+
+
+@HARDWARE
+@pytest.mark.parametrize("instructions", ["AVX512", "the fastest"])
+@pytest.mark.parametrize(("outputs", "inputs", "group"), [(16, 32, 32), (48, 192, 64), (336, 512, 128), (80, 512, 256)])
+def test_int4_by_each_instruction_set(
+    instructions: str, outputs: int, inputs: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums are float32 in either: what is left is the last rounding, and sums that nearly cancel."""
+    if instructions == "AVX512":
+        monkeypatch.setattr(int4_module, "int4_library", library)
+    numbers = torch.randint(-8, 8, (outputs, inputs), dtype=torch.int8)
+    scales = torch.rand(outputs, inputs // group).bfloat16()
+    prepared = native_linear.int4_layout(numbers, scales)
+    for rows in (1, 2, 15, 16, 17, 33, 70, 530):
+        x = torch.randn(rows, inputs).bfloat16()
+        want = x.double() @ dequantised(numbers, scales.double()).T
+        size = x.double().abs() @ dequantised(numbers, scales.double()).T.abs()
+        error = (native_linear.int4_linear(x, *prepared) - want).abs()
+        assert (error <= want.abs() * 2**-8 + size * inputs * 2**-24).all()
 
 
 @HARDWARE
@@ -106,11 +128,11 @@ def test_threads_share_any_number_of_blocks(threads: int) -> None:
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native_linear.available.cache_clear()
-    library.cache_clear()
+    for kept in (native_linear.available, library, int4_library):
+        kept.cache_clear()
     yield
-    native_linear.available.cache_clear()
-    library.cache_clear()
+    for kept in (native_linear.available, library, int4_library):
+        kept.cache_clear()
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -134,7 +156,7 @@ def test_a_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", shlex.join([sys.executable, str(script), "-m64"]))
     with pytest.raises(RuntimeError, match=r"a compiler.py' -m64 could not build it: -m64 -O3$"):
-        _build()
+        _build("linear.cpp", FLAGS)
     monkeypatch.setenv("CXX", "g++ '")
     with pytest.raises(RuntimeError, match=r"^CXX=g\+\+ ': No closing quotation: correct it, or unset it$"):
-        _build()
+        _build("linear.cpp", FLAGS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import ROW_BLOCK, in_large_pages, library
+from .library import ROW_BLOCK, in_large_pages, int4_library
 
+GROUPS = (32, 64, 128, 256)  # inputs that share a scale
 _library = torch.library.Library("ascend_m1", "FRAGMENT")
 _library.define("int4_linear(Tensor x, Tensor numbers, Tensor scales) -> Tensor")
 
@@ -36,6 +37,8 @@ def _check(x: Tensor, numbers: Tensor, scales: Tensor) -> None:
     groups = scales.shape[1]
     if scales.shape != (blocks, groups, ROW_BLOCK) or groups < 1 or words % groups:
         raise ValueError(f"int4_linear: the scales must be of the numbers' outputs, in groups of words, not {shapes}")
+    if words * 8 // groups not in GROUPS:
+        raise ValueError(f"int4_linear: a group has one of {GROUPS} inputs, not {words * 8 // groups}")
     if not (numbers.is_contiguous() and scales.is_contiguous()):
         raise ValueError("int4_linear: numbers and scales must be contiguous, as int4_layout makes them")
     inputs, dtypes = words * 8, (x.dtype, numbers.dtype, scales.dtype)
@@ -51,7 +54,7 @@ def _forward(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
     (rows, inputs), outputs = x.shape, numbers.shape[0] * ROW_BLOCK
     y = x.new_empty(rows, outputs)
     pointers = (tensor.data_ptr() for tensor in (x, numbers, scales, y))
-    library().int4_linear(*pointers, rows, inputs, outputs, inputs // scales.shape[1], torch.get_num_threads())
+    int4_library().int4_linear(*pointers, rows, inputs, outputs, inputs // scales.shape[1], torch.get_num_threads())
     return y
 
 

@@ -1,4 +1,4 @@
-"""Builds ``linear.cpp`` and finds its functions. Built once for each user and source."""
+"""Builds the sources beside it and finds their functions. Built once for each user and source."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("linear.cpp")
+FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
+TILE_FLAGS = ("-mamx-tile", "-mamx-bf16")
 ROW_BLOCK, INPUT_BLOCK = 16, 8  # outputs and inputs that a weight has a multiple of
 _log = logging.getLogger(__name__)
 
@@ -40,11 +42,34 @@ def library() -> ctypes.CDLL:
     """Raises RuntimeError or OSError with the reason why there is none."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.cpu._is_avx512_bf16_supported():
         raise RuntimeError("the processor has no AVX512-BF16")
-    loaded = ctypes.CDLL(str(_build()))
-    for function, pointers, numbers in ((loaded.bfloat16_linear, 3, 3), (loaded.int4_linear, 4, 4)):
-        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers + [ctypes.c_int]
-        function.restype = None
+    loaded = ctypes.CDLL(str(_build("linear.cpp", FLAGS)))
+    _declare(loaded.bfloat16_linear, pointers=3, numbers=3)
+    _declare(loaded.int4_linear, pointers=4, numbers=4)
     return loaded
+
+
+@cache
+def int4_library() -> ctypes.CDLL:
+    """That whose ``int4_linear`` is the fastest: with AMX where processor, system and compiler have it."""
+    plain = library()
+    if not torch.cpu._is_amx_tile_supported():
+        return plain
+    try:
+        loaded = ctypes.CDLL(str(_build("tiles.cpp", (*FLAGS, *TILE_FLAGS))))
+    except (RuntimeError, OSError) as reason:
+        _log.warning("int4 without AMX: %s", reason)
+        return plain
+    if not loaded.allow_tiles():
+        _log.warning("int4 without AMX: the system does not let this process use tiles")
+        return plain
+    _declare(loaded.int4_linear, pointers=4, numbers=4)
+    return loaded
+
+
+def _declare(function: Any, pointers: int, numbers: int) -> None:
+    """Addresses, then sizes, then threads; returns nothing."""
+    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers + [ctypes.c_int]
+    function.restype = None
 
 
 def in_large_pages(view: Tensor) -> Tensor:
@@ -74,16 +99,17 @@ def _compiler() -> list[str]:
     return command
 
 
-def _build() -> Path:
+def _build(source: str, flags: tuple[str, ...]) -> Path:
     compiler = _compiler()
-    key = hashlib.sha256(SOURCE.read_bytes() + repr((compiler, FLAGS)).encode()).hexdigest()[:16]
+    read = (FOLDER / source).read_bytes() + (FOLDER / "int4.h").read_bytes()
+    key = hashlib.sha256(read + repr((compiler, flags)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ascend-m1" / "linear"
-    built = folder / f"linear-{key}.so"
+    built = folder / f"{Path(source).stem}-{key}.so"
     if not built.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            made = Path(work) / "linear.so"
-            command = [*compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+            made = Path(work) / "made.so"
+            command = [*compiler, *flags, "-o", str(made), str(FOLDER / source)]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
                 reason = (result.stderr.strip() or "?").splitlines()[0]

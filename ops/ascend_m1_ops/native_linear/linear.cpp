@@ -8,19 +8,16 @@
 // Sixteen outputs are one register of sums; a step takes two inputs. Rows are first turned, sixteen at a time, into
 // [inputs / 2][rows][2]: what a step needs lies together, where rows of 4,096 bytes would push each other out of the cache.
 
-#include <immintrin.h>
-
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <memory>
+
+#include "int4.h"
 
 namespace {
 
 constexpr long TILE = 16;     // rows whose sums fit into registers
 constexpr long STEPS = 4;     // of two inputs each, in one go
 constexpr long PAIRS = 64;    // inputs that one thread turns at a time, by two
-constexpr long AHEAD = 4096;  // words from a load to what is fetched meanwhile
 
 struct Bfloat16 {
     const uint16_t *numbers;
@@ -33,29 +30,6 @@ struct Int4 {
     long inputs, group;
     static constexpr long chunk = 8;
 };
-
-__m512i number_table() {
-    alignas(64) uint16_t table[32];
-    for (int i = 0; i < 32; i++) {
-        float value = static_cast<float>((i & 15) - 8);
-        uint32_t bits;
-        std::memcpy(&bits, &value, 4);
-        table[i] = static_cast<uint16_t>(bits >> 16);
-    }
-    return _mm512_load_si512(table);
-}
-
-inline __m512 widened(const uint16_t *source) {
-    __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(source)));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
-}
-
-inline void fetch(const uint16_t *words) { _mm_prefetch(reinterpret_cast<const char *>(words), _MM_HINT_T0); }
-
-inline void store(__m512 sums, uint16_t *y) {
-    const __m256bh rounded = _mm512_cvtneps_pbh(sums);
-    std::memcpy(y, &rounded, 32);
-}
 
 // Sums of ROWS rows; SPLIT for each, so that with few rows an addition need not wait for the last.
 template <int ROWS, int SPLIT>
@@ -97,8 +71,6 @@ void tile(const Bfloat16 &w, long block, const uint32_t *x, uint16_t *y, long ou
     for (int r = 0; r < ROWS; r++) store(sums.whole(r), y + r * outputs + block * 16);
 }
 
-// A nibble is made a bfloat16 by looking it up: the fifth bit, which belongs to its neighbour, chooses between two copies
-// of the table.
 template <int ROWS>
 void tile(const Int4 &w, long block, const uint32_t *x, uint16_t *y, long outputs) {
     const __m512i table = number_table();

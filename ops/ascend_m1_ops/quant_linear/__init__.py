@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..native_linear import GROUPS
 from . import kernels, npu
 from .reference import dequantised, quant_linear_reference
 
 __all__ = ["Prepared", "dequantised", "prepare", "quant_linear", "quant_linear_reference"]
 
-GROUPS = (32, 64, 128, 256)  # of int4
 OUTPUTS = 16  # rows are a multiple of it, for the packed layouts
 
 
