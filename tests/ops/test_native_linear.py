@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ascend_m1_ops import dequantised, native_linear, pack, packed_linear, prepare, quant_linear
-from ascend_m1_ops.native_linear import int4 as int4_module
-from ascend_m1_ops.native_linear.library import FLAGS, _build, int4_library, library
+from ascend_m1_ops.native_linear import bfloat16, int4
+from ascend_m1_ops.native_linear.library import FLAGS, _build, fastest, library
 
 HARDWARE = pytest.mark.skipif(not native_linear.available(), reason="hardware: no AVX512-BF16")
 
 
-def int4(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+def random_int4(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     """Numbers and scales as the operator takes them."""
     numbers = torch.randint(-8, 8, (outputs, inputs)).to(torch.int8)
     return native_linear.int4_layout(numbers, torch.rand(outputs, inputs // 32).bfloat16())
@@ -35,7 +35,7 @@ def int4(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
 )
 def test_rows_that_do_not_fit_are_refused(x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        native_linear.int4_linear(x, *int4(32, 64))
+        native_linear.int4_linear(x, *random_int4(32, 64))
     with pytest.raises(ValueError, match=message):
         native_linear.bfloat16_linear(x, native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16()))
 
@@ -49,7 +49,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("change", [lambda t: t[0], lambda t: t[:, :, :16], lambda t: t[:, :-1]])
 def test_layouts_that_do_not_fit_are_refused(change: Callable[[Tensor], Tensor]) -> None:
     """What is read goes by addresses: a shape or a stride that is not what it seems reads what is not there."""
-    x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), int4(32, 64)
+    x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), random_int4(32, 64)
     weight = native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16())
     for whole, ask in (
         (numbers, lambda part: native_linear.int4_linear(x, part, scales)),
@@ -66,7 +66,7 @@ def test_layouts_that_do_not_fit_are_refused(change: Callable[[Tensor], Tensor])
     [(16, 2, "of the numbers' outputs"), (32, 3, "in groups of"), (32, 0, "groups"), (32, 4, "not 16")],
 )
 def test_scales_of_other_weights_are_refused(outputs: int, groups: int, message: str) -> None:
-    x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), int4(32, 64)
+    x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), random_int4(32, 64)
     with pytest.raises(ValueError, match=message):
         native_linear.int4_linear(x, numbers, torch.zeros(outputs // 16, groups, 16).bfloat16())
     strided = scales.mT.contiguous().mT  # of the right shape
@@ -82,27 +82,31 @@ def test_scales_of_other_weights_are_refused(outputs: int, groups: int, message:
 
 @HARDWARE
 @pytest.mark.parametrize("instructions", ["AVX512", "the fastest"])
-@pytest.mark.parametrize(("outputs", "inputs", "group"), [(16, 32, 32), (48, 192, 64), (336, 512, 128), (80, 512, 256)])
-def test_int4_by_each_instruction_set(
+@pytest.mark.parametrize(("outputs", "inputs", "group"), [(16, 32, 32), (48, 576, 64), (336, 512, 128), (80, 512, 256)])
+def test_products_by_each_instruction_set(
     instructions: str, outputs: int, inputs: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums are float32 in either: what is left is the last rounding, and sums that nearly cancel."""
     if instructions == "AVX512":
-        monkeypatch.setattr(int4_module, "int4_library", library)
+        for module in (int4, bfloat16):
+            monkeypatch.setattr(module, "fastest", library)
     numbers = torch.randint(-8, 8, (outputs, inputs), dtype=torch.int8)
     scales = torch.rand(outputs, inputs // group).bfloat16()
-    prepared = native_linear.int4_layout(numbers, scales)
+    quantised, plain = native_linear.int4_layout(numbers, scales), torch.randn(outputs, inputs).bfloat16()
+    packed = native_linear.bfloat16_layout(plain)
     for rows in (1, 2, 15, 16, 17, 33, 70, 530):
         x = torch.randn(rows, inputs).bfloat16()
-        want = x.double() @ dequantised(numbers, scales.double()).T
-        size = x.double().abs() @ dequantised(numbers, scales.double()).T.abs()
-        error = (native_linear.int4_linear(x, *prepared) - want).abs()
-        assert (error <= want.abs() * 2**-8 + size * inputs * 2**-24).all()
+        for got, weight in (
+            (native_linear.int4_linear(x, *quantised), dequantised(numbers, scales.double())),
+            (native_linear.bfloat16_linear(x, packed), plain.double()),
+        ):
+            want, size = x.double() @ weight.T, x.double().abs() @ weight.T.abs()
+            assert ((got - want).abs() <= want.abs() * 2**-8 + size * inputs * 2**-24).all()
 
 
 @HARDWARE
 def test_under_torch_compile() -> None:
-    x, numbers = torch.randn(3, 64).bfloat16(), int4(32, 64)
+    x, numbers = torch.randn(3, 64).bfloat16(), random_int4(32, 64)
     torch.library.opcheck(torch.ops.ascend_m1.int4_linear.default, (x, *numbers))
     compiled = torch.compile(lambda x: native_linear.int4_linear(x, *numbers), fullgraph=True)
     assert torch.equal(compiled(x), native_linear.int4_linear(x, *numbers))
@@ -128,10 +132,10 @@ def test_threads_share_any_number_of_blocks(threads: int) -> None:
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for kept in (native_linear.available, library, int4_library):
+    for kept in (native_linear.available, library, fastest):
         kept.cache_clear()
     yield
-    for kept in (native_linear.available, library, int4_library):
+    for kept in (native_linear.available, library, fastest):
         kept.cache_clear()
 
 

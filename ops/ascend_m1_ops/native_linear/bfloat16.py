@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import INPUT_BLOCK, ROW_BLOCK, in_large_pages, library
+from .library import INPUT_BLOCK, ROW_BLOCK, TILE_INPUTS, fastest, in_large_pages, library
 
 _library = torch.library.Library("ascend_m1", "FRAGMENT")
 _library.define("bfloat16_linear(Tensor x, Tensor weight) -> Tensor")
@@ -45,7 +45,8 @@ def _forward(x: Tensor, weight: Tensor) -> Tensor:
     (rows, inputs), outputs = x.shape, weight.shape[0] * ROW_BLOCK
     y = x.new_empty(rows, outputs)
     pointers = (tensor.data_ptr() for tensor in (x, weight, y))
-    library().bfloat16_linear(*pointers, rows, inputs, outputs, torch.get_num_threads())
+    chosen = library() if inputs % TILE_INPUTS else fastest()
+    chosen.bfloat16_linear(*pointers, rows, inputs, outputs, torch.get_num_threads())
     return y
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import ROW_BLOCK, in_large_pages, int4_library
+from .library import ROW_BLOCK, fastest, in_large_pages
 
 GROUPS = (32, 64, 128, 256)  # inputs that share a scale
 _library = torch.library.Library("ascend_m1", "FRAGMENT")
@@ -54,7 +54,7 @@ def _forward(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
     (rows, inputs), outputs = x.shape, numbers.shape[0] * ROW_BLOCK
     y = x.new_empty(rows, outputs)
     pointers = (tensor.data_ptr() for tensor in (x, numbers, scales, y))
-    int4_library().int4_linear(*pointers, rows, inputs, outputs, inputs // scales.shape[1], torch.get_num_threads())
+    fastest().int4_linear(*pointers, rows, inputs, outputs, inputs // scales.shape[1], torch.get_num_threads())
     return y
 
 

@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
 TILE_FLAGS = ("-mamx-tile", "-mamx-bf16")
 ROW_BLOCK, INPUT_BLOCK = 16, 8  # outputs and inputs that a weight has a multiple of
+TILE_INPUTS = 32  # of those, what ``fastest`` wants
 _log = logging.getLogger(__name__)
 
 
@@ -42,34 +42,37 @@ def library() -> ctypes.CDLL:
     """Raises RuntimeError or OSError with the reason why there is none."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.cpu._is_avx512_bf16_supported():
         raise RuntimeError("the processor has no AVX512-BF16")
-    loaded = ctypes.CDLL(str(_build("linear.cpp", FLAGS)))
-    _declare(loaded.bfloat16_linear, pointers=3, numbers=3)
-    _declare(loaded.int4_linear, pointers=4, numbers=4)
-    return loaded
+    return _declared(ctypes.CDLL(str(_build("linear.cpp", FLAGS))))
 
 
 @cache
-def int4_library() -> ctypes.CDLL:
-    """That whose ``int4_linear`` is the fastest: with AMX where processor, system and compiler have it."""
+def fastest() -> ctypes.CDLL:
+    """The same functions by AMX where processor, system and compiler have it; for inputs in multiples of 32."""
     plain = library()
     if not torch.cpu._is_amx_tile_supported():
         return plain
     try:
         loaded = ctypes.CDLL(str(_build("tiles.cpp", (*FLAGS, *TILE_FLAGS))))
     except (RuntimeError, OSError) as reason:
-        _log.warning("int4 without AMX: %s", reason)
+        _log.warning("products without AMX: %s", reason)
         return plain
     if not loaded.allow_tiles():
-        _log.warning("int4 without AMX: the system does not let this process use tiles")
+        _log.warning("products without AMX: the system does not let this process use tiles")
         return plain
-    _declare(loaded.int4_linear, pointers=4, numbers=4)
+    return _declared(loaded)
+
+
+def uses_tiles() -> bool:
+    """Whether ``fastest`` has AMX."""
+    return fastest() is not library()
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Addresses, then sizes, then threads; nothing comes back."""
+    for function, pointers, sizes in ((loaded.bfloat16_linear, 3, 3), (loaded.int4_linear, 4, 4)):
+        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * sizes + [ctypes.c_int]
+        function.restype = None
     return loaded
-
-
-def _declare(function: Any, pointers: int, numbers: int) -> None:
-    """Addresses, then sizes, then threads; returns nothing."""
-    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers + [ctypes.c_int]
-    function.restype = None
 
 
 def in_large_pages(view: Tensor) -> Tensor:

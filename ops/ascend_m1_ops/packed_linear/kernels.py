@@ -45,8 +45,9 @@ def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
 
 
 def _native(weight: Tensor) -> bool:
-    """Not with AMX, whose tiles oneDNN knows how to use."""
+    """Not where the processor has AMX and our products cannot use it: oneDNN can."""
     blocks = weight.shape[0] % native_linear.ROW_BLOCK == 0 and weight.shape[1] % native_linear.INPUT_BLOCK == 0
-    if weight.dtype != torch.bfloat16 or not blocks or torch.cpu._is_amx_tile_supported():
+    if weight.dtype != torch.bfloat16 or not blocks or not native_linear.available():
         return False
-    return native_linear.available()
+    tiles = weight.shape[1] % native_linear.TILE_INPUTS == 0 and native_linear.uses_tiles()
+    return tiles or not torch.cpu._is_amx_tile_supported()
