@@ -41,7 +41,7 @@ setup(
     package_data={
         "": ["py.typed"],
         "ascend_m1_hostnpu": ["*.c", "site/*.py", "pyacl/acl/*.py"],
-        "ascend_m1_ops": ["lowering.json", "native_linear/*.cpp", "native_linear/int4.h"],
+        "ascend_m1_ops": ["lowering.json", "native/*.cpp", "native/vectors.h"],
         "ascend_m1": ["checkpoints/*/*"],
         "ascend_m1_serve": ["api/page.html"],
     },

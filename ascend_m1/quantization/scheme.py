@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ascend_m1_ops.quant_linear import GROUPS
+from ascend_m1_ops.native import GROUPS
 
 from ..errors import InputError
 

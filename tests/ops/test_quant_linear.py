@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_m1_ops import dequantised, native_linear, prepare, quant_linear, quant_linear_reference
+from ascend_m1_ops import dequantised, native, prepare, quant_linear, quant_linear_reference
 from ascend_m1_ops.testing import LOW_PRECISION, rounding
 
 DTYPES = [torch.float32, *LOW_PRECISION]
@@ -49,7 +49,7 @@ def test_any_shape(rows: int, outputs: int, groups: int, kind: tuple[int, int]) 
 @pytest.mark.parametrize(("outputs", "inputs", "group"), [(16, 32, 32), (144, 96, 32), (272, 512, 256)])
 def test_our_product_of_four_bits(rows: int, outputs: int, inputs: int, group: int) -> None:
     """Numbers are exact in bfloat16 and scaled after they are summed, so one rounding is all that is lost."""
-    if not native_linear.available():
+    if not native.available():
         pytest.skip("hardware: no AVX512-BF16")
     numbers, scales = make(outputs, inputs, 4, group, torch.bfloat16)
     x = torch.randn(rows, inputs).bfloat16()

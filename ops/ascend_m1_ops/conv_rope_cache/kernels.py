@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..native import step
 from ..rope import apply_rope
 from ..short_conv import kernels, short_conv_step
 from .tokens import TokenTable
@@ -27,11 +28,16 @@ def forward(
     """See ``ascend_m1_ops.conv_rope_cache``; the table's ``starts`` says nothing that ``cu_seqlens`` does not."""
     positions, slots, _, cu_seqlens, state_rows, continues = table.tensors()
     block_size, kv_heads, head_dim = k_cache.shape[1:]
+    borders = cu_seqlens.tolist()
+    one_each = borders == list(range(packed.shape[0] + 1))  # decode
+    tables = (cos, sin, positions, slots, state_rows, continues)
+    heads = packed.shape[1] // head_dim - 2 * kv_heads
+    if one_each and step.takes(packed, weight) and step.takes_cache(heads, k_cache, v_cache, *tables):
+        return step.conv_rope_cache(packed, weight, tables, k_cache, v_cache, state)
     rows = packed.unflatten(1, (-1, head_dim))
     kv = rows[:, -2 * kv_heads :].unflatten(1, (2, kv_heads))
-    borders = cu_seqlens.tolist()
     before = _state_before(state, state_rows, continues)
-    if borders == list(range(kv.shape[0] + 1)):  # decode
+    if one_each:
         convolved, after = short_conv_step(kv, weight, before)
     else:
         convolved, after = kernels.forward(kv, weight, before, cu_seqlens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native_linear
+from .. import native
 
 _SMALLEST = 2**20  # elements; below it a weight stays in the processor's caches, and the plain product is as fast
 
@@ -23,7 +23,7 @@ def packing_pays(weight: Tensor) -> bool:
 def pack(weight: Tensor) -> Tensor:
     """A copy of the weight [out, in] in an opaque layout, for ``packed_linear`` alone."""
     if _native(weight):
-        return native_linear.bfloat16_layout(weight.detach())
+        return native.bfloat16_layout(weight.detach())
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
     return packed
 
@@ -39,15 +39,15 @@ def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
         [T, out]; sums in float32, rounded once.
     """
     if not packed.is_mkldnn:
-        return native_linear.bfloat16_linear(x, packed)
+        return native.bfloat16_linear(x, packed)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return out
 
 
 def _native(weight: Tensor) -> bool:
     """Not where the processor has AMX and our products cannot use it: oneDNN can."""
-    blocks = weight.shape[0] % native_linear.ROW_BLOCK == 0 and weight.shape[1] % native_linear.INPUT_BLOCK == 0
-    if weight.dtype != torch.bfloat16 or not blocks or not native_linear.available():
+    blocks = weight.shape[0] % native.ROW_BLOCK == 0 and weight.shape[1] % native.INPUT_BLOCK == 0
+    if weight.dtype != torch.bfloat16 or not blocks or not native.available():
         return False
-    tiles = weight.shape[1] % native_linear.TILE_INPUTS == 0 and native_linear.uses_tiles()
+    tiles = weight.shape[1] % native.TILE_INPUTS == 0 and native.uses_tiles()
     return tiles or not torch.cpu._is_amx_tile_supported()

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..native_linear import GROUPS
+from ..native import GROUPS
 from . import kernels, npu
 from .reference import dequantised, quant_linear_reference
 
-__all__ = ["GROUPS", "Prepared", "dequantised", "prepare", "quant_linear", "quant_linear_reference"]
+__all__ = ["Prepared", "dequantised", "prepare", "quant_linear", "quant_linear_reference"]
 
 OUTPUTS = 16  # rows are a multiple of it, for the packed layouts
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import blocks_pay
+from ..native import step
 from . import npu
 from .kernels import rms_norm_blocks
 from .reference import rms_norm_reference
@@ -31,6 +32,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if x.device.type == "npu":
         return npu.rms_norm(x, weight, eps)
+    if step.takes(x, weight):
+        return step.rms_norm(x, None, weight, eps)[0]
     if blocks_pay(x, weight):
         return rms_norm_blocks(x, weight, eps)
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
@@ -49,5 +52,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """
     if x.device.type == "npu":
         return npu.add_rms_norm(x, residual, weight, eps)
+    if step.takes(x, residual, weight) and x.shape == residual.shape:
+        return step.rms_norm(x, residual, weight, eps)
     total = x + residual
     return rms_norm(total, weight, eps), total

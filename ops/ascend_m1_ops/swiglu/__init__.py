@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import gradient_wanted
+from ..native import step
 from . import npu
 from .kernels import swiglu_in_place
 from .reference import swiglu_reference
@@ -42,5 +43,7 @@ def swiglu_packed(gate_up: Tensor) -> Tensor:
     """
     if gate_up.device.type == "npu":
         return npu.swiglu_packed(gate_up)
+    if step.takes(gate_up) and gate_up.shape[-1] % (2 * step.SIZE) == 0:
+        return step.swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return swiglu(gate, up)

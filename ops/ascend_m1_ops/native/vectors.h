@@ -1,4 +1,4 @@
-// What both products of int4 weights share: see linear.cpp for the layout.
+// What the sources share: rounding, fetching, and the numbers of int4 weights (see linear.cpp for their layout).
 
 #pragma once
 

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "int4.h"
+#include "vectors.h"
 
 namespace {
 

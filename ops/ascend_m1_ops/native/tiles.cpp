@@ -13,7 +13,7 @@
 #include <memory>
 #include <new>
 
-#include "int4.h"
+#include "vectors.h"
 
 namespace {
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ascend_m1_ops import dequantised, native_linear, pack, packed_linear, prepare, quant_linear
-from ascend_m1_ops.native_linear import bfloat16, int4
-from ascend_m1_ops.native_linear.library import FLAGS, _build, fastest, library
+from ascend_m1_ops import dequantised, native, pack, packed_linear, prepare, quant_linear
+from ascend_m1_ops.native import bfloat16, int4
+from ascend_m1_ops.native.library import FLAGS, _build, fastest, library
 
-HARDWARE = pytest.mark.skipif(not native_linear.available(), reason="hardware: no AVX512-BF16")
+HARDWARE = pytest.mark.skipif(not native.available(), reason="hardware: no AVX512-BF16")
 
 
 def random_int4(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     """Numbers and scales as the operator takes them."""
     numbers = torch.randint(-8, 8, (outputs, inputs)).to(torch.int8)
-    return native_linear.int4_layout(numbers, torch.rand(outputs, inputs // 32).bfloat16())
+    return native.int4_layout(numbers, torch.rand(outputs, inputs // 32).bfloat16())
 
 
 @HARDWARE
@@ -35,14 +35,14 @@ def random_int4(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
 )
 def test_rows_that_do_not_fit_are_refused(x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        native_linear.int4_linear(x, *random_int4(32, 64))
+        native.int4_linear(x, *random_int4(32, 64))
     with pytest.raises(ValueError, match=message):
-        native_linear.bfloat16_linear(x, native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16()))
+        native.bfloat16_linear(x, native.bfloat16_layout(torch.zeros(32, 64).bfloat16()))
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 16 and 8, not 24 and 64"):
-        native_linear.bfloat16_layout(torch.zeros(24, 64).bfloat16())
+        native.bfloat16_layout(torch.zeros(24, 64).bfloat16())
 
 
 @HARDWARE
@@ -50,10 +50,10 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 def test_layouts_that_do_not_fit_are_refused(change: Callable[[Tensor], Tensor]) -> None:
     """What is read goes by addresses: a shape or a stride that is not what it seems reads what is not there."""
     x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), random_int4(32, 64)
-    weight = native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16())
+    weight = native.bfloat16_layout(torch.zeros(32, 64).bfloat16())
     for whole, ask in (
-        (numbers, lambda part: native_linear.int4_linear(x, part, scales)),
-        (weight, lambda part: native_linear.bfloat16_linear(x, part)),
+        (numbers, lambda part: native.int4_linear(x, part, scales)),
+        (weight, lambda part: native.bfloat16_linear(x, part)),
     ):
         for part in (change(whole), change(whole).contiguous()):
             with pytest.raises(ValueError, match=r"must be (as|contiguous|of the|\[rows)"):
@@ -68,16 +68,16 @@ def test_layouts_that_do_not_fit_are_refused(change: Callable[[Tensor], Tensor])
 def test_scales_of_other_weights_are_refused(outputs: int, groups: int, message: str) -> None:
     x, (numbers, scales) = torch.zeros(1, 64).bfloat16(), random_int4(32, 64)
     with pytest.raises(ValueError, match=message):
-        native_linear.int4_linear(x, numbers, torch.zeros(outputs // 16, groups, 16).bfloat16())
+        native.int4_linear(x, numbers, torch.zeros(outputs // 16, groups, 16).bfloat16())
     strided = scales.mT.contiguous().mT  # of the right shape
     with pytest.raises(ValueError, match="must be contiguous"):
-        native_linear.int4_linear(x, numbers, strided)
+        native.int4_linear(x, numbers, strided)
     strided = numbers.mT.contiguous().mT
     with pytest.raises(ValueError, match="must be contiguous"):
-        native_linear.int4_linear(x, strided, scales)
-    weight = native_linear.bfloat16_layout(torch.zeros(32, 64).bfloat16())
+        native.int4_linear(x, strided, scales)
+    weight = native.bfloat16_layout(torch.zeros(32, 64).bfloat16())
     with pytest.raises(ValueError, match="must be contiguous"):
-        native_linear.bfloat16_linear(x, weight.mT.contiguous().mT)
+        native.bfloat16_linear(x, weight.mT.contiguous().mT)
 
 
 @HARDWARE
@@ -92,13 +92,13 @@ def test_products_by_each_instruction_set(
             monkeypatch.setattr(module, "fastest", library)
     numbers = torch.randint(-8, 8, (outputs, inputs), dtype=torch.int8)
     scales = torch.rand(outputs, inputs // group).bfloat16()
-    quantised, plain = native_linear.int4_layout(numbers, scales), torch.randn(outputs, inputs).bfloat16()
-    packed = native_linear.bfloat16_layout(plain)
+    quantised, plain = native.int4_layout(numbers, scales), torch.randn(outputs, inputs).bfloat16()
+    packed = native.bfloat16_layout(plain)
     for rows in (1, 2, 15, 16, 17, 33, 70, 530):
         x = torch.randn(rows, inputs).bfloat16()
         for got, weight in (
-            (native_linear.int4_linear(x, *quantised), dequantised(numbers, scales.double())),
-            (native_linear.bfloat16_linear(x, packed), plain.double()),
+            (native.int4_linear(x, *quantised), dequantised(numbers, scales.double())),
+            (native.bfloat16_linear(x, packed), plain.double()),
         ):
             want, size = x.double() @ weight.T, x.double().abs() @ weight.T.abs()
             assert ((got - want).abs() <= want.abs() * 2**-8 + size * inputs * 2**-24).all()
@@ -108,9 +108,9 @@ def test_products_by_each_instruction_set(
 def test_under_torch_compile() -> None:
     x, numbers = torch.randn(3, 64).bfloat16(), random_int4(32, 64)
     torch.library.opcheck(torch.ops.ascend_m1.int4_linear.default, (x, *numbers))
-    compiled = torch.compile(lambda x: native_linear.int4_linear(x, *numbers), fullgraph=True)
-    assert torch.equal(compiled(x), native_linear.int4_linear(x, *numbers))
-    weight = native_linear.bfloat16_layout(torch.randn(32, 64).bfloat16())
+    compiled = torch.compile(lambda x: native.int4_linear(x, *numbers), fullgraph=True)
+    assert torch.equal(compiled(x), native.int4_linear(x, *numbers))
+    weight = native.bfloat16_layout(torch.randn(32, 64).bfloat16())
     torch.library.opcheck(torch.ops.ascend_m1.bfloat16_linear.default, (x, weight))
 
 
@@ -119,11 +119,11 @@ def test_under_torch_compile() -> None:
 def test_threads_share_any_number_of_blocks(threads: int) -> None:
     """The sums of an output are one thread's, in one order, however many there are."""
     before = torch.get_num_threads()
-    x, weight = torch.randn(19, 72).bfloat16(), native_linear.bfloat16_layout(torch.randn(16 * 11, 72).bfloat16())
-    want = native_linear.bfloat16_linear(x, weight)
+    x, weight = torch.randn(19, 72).bfloat16(), native.bfloat16_layout(torch.randn(16 * 11, 72).bfloat16())
+    want = native.bfloat16_linear(x, weight)
     try:
         torch.set_num_threads(threads)
-        assert torch.equal(native_linear.bfloat16_linear(x, weight), want)
+        assert torch.equal(native.bfloat16_linear(x, weight), want)
     finally:
         torch.set_num_threads(before)
 
@@ -132,10 +132,10 @@ def test_threads_share_any_number_of_blocks(threads: int) -> None:
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for kept in (native_linear.available, library, fastest):
+    for kept in (native.available, library, fastest):
         kept.cache_clear()
     yield
-    for kept in (native_linear.available, library, fastest):
+    for kept in (native.available, library, fastest):
         kept.cache_clear()
 
 

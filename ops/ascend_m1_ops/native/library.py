@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
-FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
+FLAGS = (
+    *("-O3", "-march=x86-64-v4", "-mavx512bf16", "-ffp-contract=off"),
+    *("-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w"),
+)
 TILE_FLAGS = ("-mamx-tile", "-mamx-bf16")
 ROW_BLOCK, INPUT_BLOCK = 16, 8  # outputs and inputs that a weight has a multiple of
 TILE_INPUTS = 32  # of those, what ``fastest`` wants
@@ -60,6 +63,13 @@ def fastest() -> ctypes.CDLL:
         _log.warning("products without AMX: the system does not let this process use tiles")
         return plain
     return _declared(loaded)
+
+
+@cache
+def step_library() -> ctypes.CDLL:
+    """What is not a product; raises as ``library``."""
+    library()
+    return ctypes.CDLL(str(_build("step.cpp", FLAGS)))
 
 
 def uses_tiles() -> bool:
@@ -104,7 +114,7 @@ def _compiler() -> list[str]:
 
 def _build(source: str, flags: tuple[str, ...]) -> Path:
     compiler = _compiler()
-    read = (FOLDER / source).read_bytes() + (FOLDER / "int4.h").read_bytes()
+    read = (FOLDER / source).read_bytes() + (FOLDER / "vectors.h").read_bytes()
     key = hashlib.sha256(read + repr((compiler, flags)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ascend-m1" / "linear"
     built = folder / f"{Path(source).stem}-{key}.so"
