@@ -29,33 +29,38 @@ TILE_INPUTS = 32  # of those, what ``fastest`` wants
 _log = logging.getLogger(__name__)
 
 
+def supported() -> bool:
+    """Whether the processor has the instructions."""
+    return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_avx512_bf16_supported())
+
+
 @cache
 def available() -> bool:
-    """Whether products can be computed here; logs the reason if not."""
+    """Whether there is a library; where the processor would have it and nothing else, the log says why."""
+    if not supported():
+        return False
     try:
         library()
     except (RuntimeError, OSError) as reason:
-        _log.warning("no products of our own: %s", reason)
+        _log.warning("no operators compiled for this processor: %s", reason)
         return False
     return True
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Raises RuntimeError or OSError with the reason why there is none."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.cpu._is_avx512_bf16_supported():
-        raise RuntimeError("the processor has no AVX512-BF16")
-    return _declared(ctypes.CDLL(str(_build("linear.cpp", FLAGS))))
+    """Products and what lies between them. Raises RuntimeError or OSError with the reason why there is none."""
+    return _declared(ctypes.CDLL(str(_build(("linear.cpp", "step.cpp"), FLAGS))))
 
 
 @cache
 def fastest() -> ctypes.CDLL:
-    """The same functions by AMX where processor, system and compiler have it; for inputs in multiples of 32."""
+    """The products by AMX where processor, system and compiler have it; for inputs in multiples of 32."""
     plain = library()
     if not torch.cpu._is_amx_tile_supported():
         return plain
     try:
-        loaded = ctypes.CDLL(str(_build("tiles.cpp", (*FLAGS, *TILE_FLAGS))))
+        loaded = ctypes.CDLL(str(_build(("tiles.cpp",), (*FLAGS, *TILE_FLAGS))))
     except (RuntimeError, OSError) as reason:
         _log.warning("products without AMX: %s", reason)
         return plain
@@ -63,13 +68,6 @@ def fastest() -> ctypes.CDLL:
         _log.warning("products without AMX: the system does not let this process use tiles")
         return plain
     return _declared(loaded)
-
-
-@cache
-def step_library() -> ctypes.CDLL:
-    """What is not a product; raises as ``library``."""
-    library()
-    return ctypes.CDLL(str(_build("step.cpp", FLAGS)))
 
 
 def uses_tiles() -> bool:
@@ -112,17 +110,17 @@ def _compiler() -> list[str]:
     return command
 
 
-def _build(source: str, flags: tuple[str, ...]) -> Path:
-    compiler = _compiler()
-    read = (FOLDER / source).read_bytes() + (FOLDER / "vectors.h").read_bytes()
+def _build(sources: tuple[str, ...], flags: tuple[str, ...]) -> Path:
+    compiler, files = _compiler(), [FOLDER / source for source in sources]
+    read = b"".join(file.read_bytes() for file in (*files, FOLDER / "vectors.h"))
     key = hashlib.sha256(read + repr((compiler, flags)).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ascend-m1" / "linear"
-    built = folder / f"{Path(source).stem}-{key}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ascend-m1" / "native"
+    built = folder / f"{files[0].stem}-{key}.so"
     if not built.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / "made.so"
-            command = [*compiler, *flags, "-o", str(made), str(FOLDER / source)]
+            command = [*compiler, *flags, "-o", str(made), *map(str, files)]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
                 reason = (result.stderr.strip() or "?").splitlines()[0]

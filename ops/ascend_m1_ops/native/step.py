@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import gradient_wanted
-from .library import available, step_library
+from .library import available, library
 
 SIZE = 32  # rows and heads are multiples of it
 WIDEST, MOST_GROUP = 256, 16  # head_dim, query heads that share a key head
@@ -47,7 +47,7 @@ def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
     y, total = torch.empty_like(x), x if residual is None else torch.empty_like(x)
     rows = x.numel() // x.shape[-1]
     pointers = (None if tensor is None else c_void_p(tensor.data_ptr()) for tensor in (x, residual, weight, total, y))
-    step_library().rms_norm(*pointers, c_long(rows), c_long(x.shape[-1]), c_float(eps), _threads())
+    library().rms_norm(*pointers, c_long(rows), c_long(x.shape[-1]), c_float(eps), _threads())
     return y, total
 
 
@@ -55,7 +55,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """[..., 2 · intermediate] -> [..., intermediate]."""
     inner = gate_up.shape[-1] // 2
     y = gate_up.new_empty(*gate_up.shape[:-1], inner)
-    step_library().swiglu(*_pointers(gate_up, y), *_longs(y.numel() // inner, inner), _threads())
+    library().swiglu(*_pointers(gate_up, y), *_longs(y.numel() // inner, inner), _threads())
     return y
 
 
@@ -68,7 +68,7 @@ def conv_rope_cache(
     q = packed.new_empty(tokens, heads, head_dim)
     strides = packed.stride(0), state.stride(0), block_size, *k_cache.stride()[:2]
     sizes = _longs(tokens, heads, kv_heads, head_dim, *strides)
-    step_library().conv_rope_cache(*_pointers(packed, taps, *tables, k_cache, v_cache, state, q), *sizes)
+    library().conv_rope_cache(*_pointers(packed, taps, *tables, k_cache, v_cache, state, q), *sizes)
     return q
 
 
@@ -80,7 +80,7 @@ def paged_attention(
     y, counts = torch.empty_like(q), (c_int64 * len(lengths))(*lengths)
     sizes = (len(lengths), block_table.stride(0), q.shape[1], kv_heads, head_dim, block_size, *k_cache.stride()[:2])
     before = _pointers(q, k_cache, v_cache, block_table)
-    step_library().paged_attention(*before, counts, *_pointers(y), *_longs(*sizes), c_float(scale), _threads())
+    library().paged_attention(*before, counts, *_pointers(y), *_longs(*sizes), c_float(scale), _threads())
     return y
 
 
