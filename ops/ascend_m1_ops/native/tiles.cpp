@@ -44,14 +44,13 @@ struct Group {
 
 struct Int4 {
     const uint16_t *numbers, *scales;
-    long inputs, length, blocks;
-    long groups() const { return inputs / length; }
+    long inputs, length, blocks, groups;
 
     Group group(long block, long g, uint16_t *room) const {
         const uint16_t *words = numbers + (block * inputs + g * length) * 4;
         return {{words, words + inputs * 4}, room, LONGEST * 16, std::min(2L, blocks - block), length / 32};
     }
-    __m512 scale(long block, long g) const { return widened(scales + (block * groups() + g) * 16); }
+    __m512 scale(long block, long g) const { return widened(scales + (block * groups + g) * 16); }
 
     static void make_ready(const Group &group, long step, uint16_t *room, __m512i table) {
         for (long b = 0; b < group.blocks; b++) {
@@ -70,12 +69,11 @@ struct Int4 {
 
 struct Bfloat16 {
     const uint16_t *numbers;
-    long inputs, blocks;
-    long groups() const { return (inputs + LONGEST - 1) / LONGEST; }
+    long inputs, length, blocks, groups;
 
     Group group(long block, long g, uint16_t *) const {
-        const uint16_t *first = numbers + (block * inputs + g * LONGEST) * 16;
-        const long steps = std::min(LONGEST, inputs - g * LONGEST) / 32;
+        const uint16_t *first = numbers + (block * inputs + g * length) * 16;
+        const long steps = std::min(length, inputs - g * length) / 32;
         return {{first, first + inputs * 16}, first, inputs * 16, std::min(2L, blocks - block), steps};
     }
     static __m512 scale(long, long) { return _mm512_set1_ps(1); }
@@ -154,26 +152,27 @@ void group_of(const Rows &rows, const uint16_t *x, const Group &group, const __m
 template <class Weight>
 void pairs_of(const Weight &w, const Rows &rows, long first, long last, __m512i table, float *totals, uint16_t *y) {
     alignas(64) uint16_t room[2][2 * LONGEST * 16];
-    const long each = rows.tiles() * 2 * SUMS, pairs = last - first, all = pairs * w.groups();
-    std::fill_n(totals, pairs * each, 0.f);
-    const auto nth = [&](long n) { return w.group(2 * (first + n % pairs), n / pairs, room[n % 2]); };
-    Group group = nth(0);
+    const long each = rows.tiles() * 2 * SUMS;
+    std::fill_n(totals, (last - first) * each, 0.f);
+    Group group = w.group(2 * first, 0, room[0]);
     for (long s = 0; s < group.steps; s++) w.make_ready(group, s, room[0], table);
-    long x = 0;
-    for (long n = 0; n < all; n++) {
-        const long block = 2 * (first + n % pairs), g = n / pairs;
-        const Group next = nth(std::min(n + 1, all - 1));  // nothing comes after the last
-        const auto ready = [&](long s) {
-            if (s < next.steps) w.make_ready(next, s, room[(n + 1) % 2], table);
-        };
-        const __m512 scale[2] = {w.scale(block, g), w.scale(block + group.blocks - 1, g)};
-        if (group.blocks == 2)
-            group_of<true>(rows, rows.x + x, group, scale, totals + n % pairs * each, ready);
-        else
-            group_of<false>(rows, rows.x + x, group, scale, totals + n % pairs * each, ready);
-        if ((n + 1) % pairs == 0) x += group.steps * TILE;
-        group = next;
-    }
+    uint16_t *here = room[0], *there = room[1];
+    for (long g = 0; g < w.groups; g++)
+        for (long pair = first; pair < last; pair++) {
+            const bool more = pair + 1 < last, end = !more && g + 1 == w.groups;  // nothing comes after the end
+            const Group next = w.group(2 * (more ? pair + 1 : end ? pair : first), more || end ? g : g + 1, there);
+            const auto ready = [&](long s) {
+                if (s < next.steps) w.make_ready(next, s, there, table);
+            };
+            const __m512 scale[2] = {w.scale(2 * pair, g), w.scale(2 * pair + group.blocks - 1, g)};
+            float *sums = totals + (pair - first) * each;
+            if (group.blocks == 2)
+                group_of<true>(rows, rows.x + g * w.length * 16, group, scale, sums, ready);
+            else
+                group_of<false>(rows, rows.x + g * w.length * 16, group, scale, sums, ready);
+            group = next;
+            std::swap(here, there);
+        }
     for (long block = 2 * first; block < std::min(2 * last, w.blocks); block++)
         for (long r = 0; r < rows.count; r++) {
             const long tile = (block / 2 - first) * rows.tiles() * 2 + r / 16 * 2 + block % 2;
@@ -230,10 +229,10 @@ extern "C" int allow_tiles() { return syscall(SYS_arch_prctl, PERMISSION, TILE_D
 
 extern "C" void bfloat16_linear(const uint16_t *x, const uint16_t *numbers, uint16_t *y, long rows, long inputs,
                                 long outputs, int threads) {
-    product(Bfloat16{numbers, inputs, outputs / 16}, x, y, rows, threads);
+    product(Bfloat16{numbers, inputs, LONGEST, outputs / 16, (inputs + LONGEST - 1) / LONGEST}, x, y, rows, threads);
 }
 
 extern "C" void int4_linear(const uint16_t *x, const uint16_t *numbers, const uint16_t *scales, uint16_t *y, long rows,
                             long inputs, long outputs, long group, int threads) {
-    product(Int4{numbers, scales, inputs, group, outputs / 16}, x, y, rows, threads);
+    product(Int4{numbers, scales, inputs, group, outputs / 16, inputs / group}, x, y, rows, threads);
 }
