@@ -105,6 +105,15 @@ def test_products_by_each_instruction_set(
 
 
 @HARDWARE
+def test_nothing_to_compute() -> None:
+    empty = native.bfloat16_layout(torch.zeros(0, 32).bfloat16())
+    assert native.bfloat16_linear(torch.ones(3, 32).bfloat16(), empty).shape == (3, 0)
+    assert native.int4_linear(torch.ones(0, 64).bfloat16(), *random_int4(32, 64)).shape == (0, 32)
+    with torch.device("meta"):
+        assert native.bfloat16_layout(torch.zeros(16, 32, device="cpu").bfloat16()).device.type == "cpu"
+
+
+@HARDWARE
 def test_under_torch_compile() -> None:
     x, numbers = torch.randn(3, 64).bfloat16(), random_int4(32, 64)
     torch.library.opcheck(torch.ops.ascend_m1.int4_linear.default, (x, *numbers))

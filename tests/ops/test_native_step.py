@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ascend_m1_ops import (
     PagedKeys,
@@ -70,7 +76,7 @@ def test_cache_write_equals_the_definition(geometry: tuple[int, int, int], data:
     before = [torch.randn(6, 8, kv_heads, dim)[:, ::2].bfloat16() for _ in "kv"]  # slots with gaps
     before.append(torch.randn(8, 2, kv_heads, dim).bfloat16())
     assert step.takes(packed, taps)
-    assert step.takes_cache(heads, *before[:2])
+    assert step.takes_cache(heads, dim, *before[:2])
     got, exact = [tensor.clone() for tensor in before], [tensor.double() for tensor in before]
     q = conv_rope_cache(packed, taps, *tables, table, *got)
     wide = [tensor.double() for tensor in (packed, taps, *tables)]
@@ -94,7 +100,7 @@ def test_attention_equals_the_definition(geometry: tuple[int, int, int], lengths
     q = (2 * torch.randn(len(lengths), heads, dim)).bfloat16()
     k, v = (torch.randn(sum(counts), 128, kv_heads, dim).bfloat16() for _ in "kv")
     assert step.takes(q)
-    assert step.takes_cache(heads, k, v, table)
+    assert step.takes_cache(heads, dim, k, v, table)
     got = paged_attention(q, k, v, PagedKeys(table, lengths))
     wide = (tensor.double() for tensor in (q, k, v))
     exact = paged_attention_reference(*wide, table, lengths, list(range(1, len(lengths) + 1)), dim**-0.5)
@@ -126,7 +132,58 @@ def test_where_others_compute() -> None:
         assert step.takes(x.clone().requires_grad_())
     assert not step.takes(x, torch.ones(2, 2))
     k = torch.zeros(2, 8, 1, 64).bfloat16()
-    assert step.takes_cache(16, k, k)
-    assert not step.takes_cache(17, k, k)
-    assert not step.takes_cache(16, k, k[:, ::2])
-    assert not step.takes_cache(16, k.half(), k.half())
+    assert step.takes_cache(16, 64, k, k)
+    assert not step.takes_cache(17, 64, k, k)
+    assert not step.takes_cache(16, 64, k, k[:, ::2])
+    assert not step.takes_cache(16, 64, k.half(), k.half())
+    assert not step.takes_cache(16, 32, k, k)
+    assert not step.takes_cache(16, 64, k, k[:1])
+
+
+def test_who_traces_or_transforms_sees_torch() -> None:
+    x, weight = torch.randn(2, 64).bfloat16(), torch.ones(64).bfloat16()
+
+    def norm(x: Tensor) -> Tensor:
+        return rms_norm(x, weight, 1e-5)
+
+    want = norm(x.float().bfloat16())
+    for seen in (torch.jit.trace(norm, (x,)), make_fx(norm)(x), torch.vmap(norm)):
+        torch.testing.assert_close(seen(x), want, rtol=2 * ROUNDING, atol=0)
+    tangent = torch.func.jvp(norm, (x,), (torch.ones_like(x),))[1]
+    assert tangent.isfinite().all()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert isinstance(norm(x), FakeTensor)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Sizes go by address, so the operators look first, or leave it to torch."""
+    x = torch.randn(4, 64).bfloat16()
+    with pytest.raises(RuntimeError, match="weight"):
+        rms_norm(x, torch.ones(32).bfloat16(), 1e-5)
+    q, (k, v) = torch.randn(2, 4, 32).bfloat16(), (torch.randn(2, 8, 2, 32).bfloat16() for _ in "kv")
+    table = torch.tensor([[0], [1]], dtype=torch.int32)
+    for lengths in ([3], [3, 3, 3], [30, 3]):
+        with pytest.raises((ValueError, RuntimeError)):
+            paged_attention(q, k, v, PagedKeys(table, lengths))
+    assert paged_attention(q, k, v, PagedKeys(table, [3, 0])).isfinite().all()
+    one = torch.zeros(1, dtype=torch.int32)
+    good = TokenTable(one, one, one, torch.tensor([0, 1], dtype=torch.int32), one, one)
+    tables = rope_tables(torch.arange(9), 32, 1e4)
+    packed, taps, state = torch.randn(1, 8 * 32).bfloat16(), torch.ones(2, 2, 2).bfloat16(), torch.zeros(3, 2, 2, 32)
+    for bad in (replace(good, positions=one + 9), replace(good, slots=one + 16), replace(good, state_rows=one + 3)):
+        with pytest.raises(IndexError, match="token 0: its position, slot or state row is out of bounds"):
+            conv_rope_cache(packed, taps, *tables, bad, k, v, state.bfloat16())
+
+
+@pytest.mark.parametrize("below", [0.0, 60.0, 95.0, 1e30, float("inf")])
+def test_keys_far_below_the_largest(below: float) -> None:
+    """They weigh nothing, in whichever block of keys they come, and make no number that is none."""
+    q = torch.zeros(1, 2, 32).bfloat16()
+    q[..., 0] = 1
+    k, v = torch.zeros(2, 128, 1, 32).bfloat16(), torch.randn(2, 128, 1, 32).bfloat16()
+    k.view(-1, 32)[:130, 0] = -below
+    out = paged_attention(q, k, v, PagedKeys(torch.tensor([[0, 1]], dtype=torch.int32), [200]), scale=1.0)
+    weight = math.exp(-below)
+    parts = v.view(-1, 32)[:200].double()
+    exact = (parts[:130].sum(0) * weight + parts[130:].sum(0)) / (130 * weight + 70)
+    torch.testing.assert_close(out[0, 0].double(), exact, rtol=0, atol=1.5 * ROUNDING * 4)

@@ -1,7 +1,8 @@
 """The fused operator composed of the others: on a CPU, and wherever its Triton kernel cannot run.
 
-The same bits as ``short_conv``, ``apply_rope`` and a cache write one after the other. Which sequences are empty and
-which slots are padding is read on the host, so a device is waited for.
+A CPU's decode step in bfloat16 is compiled (``native.step``). Else the same bits as ``short_conv``, ``apply_rope`` and
+a cache write one after the other. Which sequences are empty and which slots are padding is read on the host, so a
+device is waited for.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def forward(
     one_each = borders == list(range(packed.shape[0] + 1))  # decode
     tables = (cos, sin, positions, slots, state_rows, continues)
     heads = packed.shape[1] // head_dim - 2 * kv_heads
-    if one_each and step.takes(packed, weight) and step.takes_cache(heads, k_cache, v_cache, *tables):
+    if one_each and step.takes(packed, weight) and step.takes_cache(heads, head_dim, k_cache, v_cache, *tables):
         return step.conv_rope_cache(packed, weight, tables, k_cache, v_cache, state)
     rows = packed.unflatten(1, (-1, head_dim))
     kv = rows[:, -2 * kv_heads :].unflatten(1, (2, kv_heads))

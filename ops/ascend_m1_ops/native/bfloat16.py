@@ -44,6 +44,8 @@ def _forward(x: Tensor, weight: Tensor) -> Tensor:
     x = x.contiguous()
     (rows, inputs), outputs = x.shape, weight.shape[0] * ROW_BLOCK
     y = x.new_empty(rows, outputs)
+    if not y.numel():
+        return y
     pointers = (tensor.data_ptr() for tensor in (x, weight, y))
     chosen = library() if inputs % TILE_INPUTS else fastest()
     chosen.bfloat16_linear(*pointers, rows, inputs, outputs, torch.get_num_threads())

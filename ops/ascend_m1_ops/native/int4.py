@@ -53,6 +53,8 @@ def _forward(x: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
     x = x.contiguous()
     (rows, inputs), outputs = x.shape, numbers.shape[0] * ROW_BLOCK
     y = x.new_empty(rows, outputs)
+    if not y.numel():
+        return y
     pointers = (tensor.data_ptr() for tensor in (x, numbers, scales, y))
     fastest().int4_linear(*pointers, rows, inputs, outputs, inputs // scales.shape[1], torch.get_num_threads())
     return y

@@ -50,6 +50,8 @@ def available() -> bool:
 @cache
 def library() -> ctypes.CDLL:
     """Products and what lies between them. Raises RuntimeError or OSError with the reason why there is none."""
+    if not supported():
+        raise RuntimeError("the processor has no AVX512-BF16")
     return _declared(ctypes.CDLL(str(_build(("linear.cpp", "step.cpp"), FLAGS))))
 
 
@@ -65,7 +67,7 @@ def fastest() -> ctypes.CDLL:
         _log.warning("products without AMX: %s", reason)
         return plain
     if not loaded.allow_tiles():
-        _log.warning("products without AMX: the system does not let this process use tiles")
+        _log.warning("products without AMX: processor or system do not let this process use tiles")
         return plain
     return _declared(loaded)
 
@@ -85,7 +87,7 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
 
 def in_large_pages(view: Tensor) -> Tensor:
     """A contiguous copy of a weight, in large pages where there are such: fewer ends for reading ahead to stop at."""
-    copy = torch.empty(view.shape, dtype=view.dtype)
+    copy = torch.empty(view.shape, dtype=view.dtype, device=view.device)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         start = -(-copy.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         length = copy.data_ptr() + copy.nbytes - start
@@ -120,8 +122,9 @@ def _build(sources: tuple[str, ...], flags: tuple[str, ...]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / "made.so"
+            _log.info("compiling %s, once", " and ".join(sources))
             command = [*compiler, *flags, "-o", str(made), *map(str, files)]
-            result = subprocess.run(command, capture_output=True, text=True)
+            result = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if result.returncode:
                 reason = (result.stderr.strip() or "?").splitlines()[0]
                 raise RuntimeError(f"{shlex.join(compiler)} could not build it: {reason}")

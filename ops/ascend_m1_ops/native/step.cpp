@@ -2,7 +2,7 @@
 // swept the caches, a torch call takes tens of microseconds whatever it computes, and a layer would need a hundred.
 //
 // Each function computes what its operator's reference does, in float32, and rounds where that does. Sizes of rows and
-// heads are multiples of 32, strides count elements.
+// heads are multiples of 32, strides count elements. Of bfloat16 results too small to be normal numbers zero is left.
 
 #include <algorithm>
 #include <cmath>
@@ -12,14 +12,14 @@
 
 namespace {
 
-constexpr long WIDEST = 256;     // head_dim
-constexpr long MOST_GROUP = 16;  // query heads that share a key head
+constexpr long WIDEST = 256;     // head_dim, as in step.py
+constexpr long MOST_GROUP = 16;  // query heads that share a key head, as in step.py
 constexpr long SOME = 64;        // keys at a time
 constexpr long AT_ONCE = 4;      // heads whose sums stay in registers
 constexpr long WORTH = 1 << 17;  // numbers from which on threads share the work
 
 inline __m512 exponential(__m512 x) {
-    const __m512 least = _mm512_set1_ps(-100.f);  // e^-100 is no float32 worth adding; max passes on a NaN in x
+    const __m512 least = _mm512_set1_ps(-87.f);  // what is smaller is no normal number, and slow; max passes on a NaN in x
     x = _mm512_max_ps(least, x);
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
     __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
@@ -106,6 +106,10 @@ struct Attention {
     }
     // Scores become weights; what was summed before is brought to the new largest score.
     void weigh(long h, float most) {
+        if (most == -std::numeric_limits<float>::infinity()) {  // nothing yet to compare with
+            std::fill_n(scores[h], SOME, 0.f);
+            return;
+        }
         const float factor = largest[h] == most ? 1.f : std::exp(largest[h] - most);
         __m512 added = _mm512_setzero_ps();
         for (long j = 0; j < SOME; j += 16) {
@@ -159,12 +163,16 @@ extern "C" void swiglu(const uint16_t *gate_up, uint16_t *y, long rows, long inn
         }
 }
 
-// One token of each sequence; see conv_rope_cache. Tables int32, as TokenTable has them.
-extern "C" void conv_rope_cache(const uint16_t *packed, const uint16_t *taps, const float *cos, const float *sin,
+// One token of each sequence; see conv_rope_cache. Tables int32, as TokenTable has them. Returns -1, or the first token
+// whose position, slot or row is none of the ``bounds`` many; then nothing is written.
+extern "C" long conv_rope_cache(const uint16_t *packed, const uint16_t *taps, const float *cos, const float *sin,
                                 const int32_t *positions, const int32_t *slots, const int32_t *state_rows,
                                 const int32_t *continues, uint16_t *k_cache, uint16_t *v_cache, uint16_t *state,
-                                uint16_t *q, long tokens, long heads, long kv_heads, long dim, long packed_stride,
-                                long state_stride, long block_size, long block_stride, long slot_stride) {
+                                uint16_t *q, const int64_t *bounds, long tokens, long heads, long kv_heads, long dim,
+                                long packed_stride, long state_stride, long block_size, long block_stride,
+                                long slot_stride) {
+    for (long t = 0; t < tokens; t++)
+        if (positions[t] < 0 || positions[t] >= bounds[0] || slots[t] >= bounds[1] || state_rows[t] >= bounds[2]) return t;
     const Cache cache{k_cache, v_cache, block_size, block_stride, slot_stride};
     alignas(64) __m512 head[WIDEST / 16];
     for (long t = 0; t < tokens; t++, packed += packed_stride) {
@@ -185,6 +193,7 @@ extern "C" void conv_rope_cache(const uint16_t *packed, const uint16_t *taps, co
             if (known != nullptr) std::copy_n(now, dim, known + h * dim);
         }
     }
+    return -1;
 }
 
 // One query of each sequence, q and y [sequences, heads, dim], over its blocks; lengths int64.

@@ -5,6 +5,7 @@
 // group's, its scale is applied to the sums, in float32. Two tiles of rows and two of outputs make four of sums, for
 // four loads. While the tiles of one group multiply, the next group is made ready.
 
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -24,6 +25,7 @@ constexpr long MOST = 32;      // tiles of rows that pass while their inputs of 
 constexpr long FEW = 4;        // tiles of rows up to which a weight is read in order; beyond, CHUNK pairs together
 constexpr long CHUNK = 8;      // pairs of blocks of outputs
 constexpr int PERMISSION = 0x1023, TILE_DATA = 18;  // arch_prctl: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+constexpr unsigned AMX_BF16 = 1u << 22;             // of edx, cpuid 7
 
 struct alignas(64) Shapes {
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -224,8 +226,11 @@ void product(const Weight &w, const uint16_t *x, uint16_t *y, long rows, int thr
 
 }  // namespace
 
-// Whether the system lets this process use tiles.
-extern "C" int allow_tiles() { return syscall(SYS_arch_prctl, PERMISSION, TILE_DATA) == 0; }
+// Whether the processor multiplies tiles of bfloat16, and the system lets this process use them.
+extern "C" int allow_tiles() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_BF16) && syscall(SYS_arch_prctl, PERMISSION, TILE_DATA) == 0;
+}
 
 extern "C" void bfloat16_linear(const uint16_t *x, const uint16_t *numbers, uint16_t *y, long rows, long inputs,
                                 long outputs, int threads) {

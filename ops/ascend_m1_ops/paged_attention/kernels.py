@@ -15,8 +15,9 @@ def decode_each(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: list[int], scale: float
 ) -> Tensor:
     """One query a sequence, sequence by sequence: for a CPU, where launches are cheap and copies are not."""
-    fits = lengths and block_table.dtype == torch.int32
-    if fits and step.takes(q) and step.takes_cache(q.shape[1], k_cache, v_cache, block_table):
+    fits = lengths and block_table.dtype == torch.int32 and min(lengths) > 0
+    fits = fits and max(lengths) <= block_table.shape[1] * k_cache.shape[1] and len(lengths) == q.shape[0]
+    if fits and step.takes(q) and step.takes_cache(*q.shape[1:], k_cache, v_cache, block_table):
         return step.paged_attention(q, k_cache, v_cache, block_table, lengths, scale)
     # The heads of a group as rows of one matrix: K and V are read once.
     rows = q.unflatten(1, (k_cache.shape[2], -1)).split(1)

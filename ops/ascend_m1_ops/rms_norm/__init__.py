@@ -32,7 +32,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if x.device.type == "npu":
         return npu.rms_norm(x, weight, eps)
-    if step.takes(x, weight):
+    if step.takes(x, weight) and weight.shape == x.shape[-1:]:
         return step.rms_norm(x, None, weight, eps)[0]
     if blocks_pay(x, weight):
         return rms_norm_blocks(x, weight, eps)
@@ -52,7 +52,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """
     if x.device.type == "npu":
         return npu.add_rms_norm(x, residual, weight, eps)
-    if step.takes(x, residual, weight) and x.shape == residual.shape:
+    if step.takes(x, residual, weight) and x.shape == residual.shape and weight.shape == x.shape[-1:]:
         return step.rms_norm(x, residual, weight, eps)
     total = x + residual
     return rms_norm(total, weight, eps), total
