@@ -17,7 +17,6 @@ from .forks import run, run_module
 from .quantised import ANSWERS, MODEL, questions, write
 from .server import SERVER
 
-
 # Where the processor has AMX, vLLM's kernel of int8 activations takes 16-bit rows only.
 INT8_DTYPE = "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
 
