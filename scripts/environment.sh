@@ -1,6 +1,9 @@
 # Makes and reuses the project's virtual environments. Sourced by quickstart.sh and test.sh, not run.
 # shellcheck shell=bash
 
+# pip does not compile here (see pip_install): where this is set, Python would compile anew at every start.
+unset PYTHONDONTWRITEBYTECODE
+
 # What to install as torch, in pip's words; pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf) count too.
 # Where pip knows both builds of this version, it takes 2.13.0+cpu.
 readonly DEFAULT_TORCH=torch==2.13.0
