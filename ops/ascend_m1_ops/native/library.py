@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,19 @@ FLAGS = (
 TILE_FLAGS = ("-mamx-tile", "-mamx-bf16")
 ROW_BLOCK, INPUT_BLOCK = 16, 8  # outputs and inputs that a weight has a multiple of
 TILE_INPUTS = 32  # of those, what ``fastest`` wants
+# Arguments and result of each function, in ctypes' words: addresses, sizes, a factor, threads.
+_POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+_Declarations = dict[str, tuple[list[Any], Any]]
+_PRODUCTS: _Declarations = {
+    "bfloat16_linear": (3 * [_POINTER] + 3 * [_LONG] + [_INT], None),
+    "int4_linear": (4 * [_POINTER] + 4 * [_LONG] + [_INT], None),
+}
+_STEP: _Declarations = {
+    "rms_norm": (5 * [_POINTER] + 2 * [_LONG] + [_FLOAT, _INT], None),
+    "swiglu": (2 * [_POINTER] + 2 * [_LONG] + [_INT], None),
+    "conv_rope_cache": (13 * [_POINTER] + 9 * [_LONG], _LONG),
+    "paged_attention": (6 * [_POINTER] + 8 * [_LONG] + [_FLOAT, _INT], None),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +66,7 @@ def library() -> ctypes.CDLL:
     """Products and what lies between them. Raises RuntimeError or OSError with the reason why there is none."""
     if not supported():
         raise RuntimeError("the processor has no AVX512-BF16")
-    return _declared(ctypes.CDLL(str(_build(("linear.cpp", "step.cpp"), FLAGS))))
+    return _declared(ctypes.CDLL(str(_build(("linear.cpp", "step.cpp"), FLAGS))), _PRODUCTS | _STEP)
 
 
 @cache
@@ -69,7 +83,7 @@ def fastest() -> ctypes.CDLL:
     if not loaded.allow_tiles():
         _log.warning("products without AMX: processor or system do not let this process use tiles")
         return plain
-    return _declared(loaded)
+    return _declared(loaded, _PRODUCTS)
 
 
 def uses_tiles() -> bool:
@@ -77,11 +91,10 @@ def uses_tiles() -> bool:
     return fastest() is not library()
 
 
-def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    """Addresses, then sizes, then threads; nothing comes back."""
-    for function, pointers, sizes in ((loaded.bfloat16_linear, 3, 3), (loaded.int4_linear, 4, 4)):
-        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * sizes + [ctypes.c_int]
-        function.restype = None
+def _declared(loaded: ctypes.CDLL, functions: _Declarations) -> ctypes.CDLL:
+    for name, (arguments, result) in functions.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = arguments, result
     return loaded
 
 

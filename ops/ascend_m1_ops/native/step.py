@@ -6,8 +6,7 @@ here where ``takes`` says so.
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_float, c_int, c_int64, c_long, c_void_p
+from ctypes import c_int64
 
 import torch
 from torch import Tensor
@@ -55,8 +54,9 @@ def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
     """x, residual [..., hidden] -> the normalised sum and the sum."""
     y, total = torch.empty_like(x), x if residual is None else torch.empty_like(x)
     rows = x.numel() // x.shape[-1]
-    pointers = (None if tensor is None else c_void_p(tensor.data_ptr()) for tensor in (x, residual, weight, total, y))
-    library().rms_norm(*pointers, c_long(rows), c_long(x.shape[-1]), c_float(eps), _threads())
+    added = None if residual is None else residual.data_ptr()
+    pointers = x.data_ptr(), added, *_pointers(weight, total, y)
+    library().rms_norm(*pointers, rows, x.shape[-1], eps, torch.get_num_threads())
     return y, total
 
 
@@ -64,7 +64,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """[..., 2 · intermediate] -> [..., intermediate]."""
     inner = gate_up.shape[-1] // 2
     y = gate_up.new_empty(*gate_up.shape[:-1], inner)
-    library().swiglu(*_pointers(gate_up, y), *_longs(y.numel() // inner, inner), _threads())
+    library().swiglu(*_pointers(gate_up, y), y.numel() // inner, inner, torch.get_num_threads())
     return y
 
 
@@ -80,7 +80,7 @@ def conv_rope_cache(
     tokens, heads = packed.shape[0], packed.shape[1] // head_dim - 2 * kv_heads
     q = packed.new_empty(tokens, heads, head_dim)
     strides = packed.stride(0), state.stride(0), block_size, *k_cache.stride()[:2]
-    sizes = _longs(tokens, heads, kv_heads, head_dim, *strides)
+    sizes = (tokens, heads, kv_heads, head_dim, *strides)
     bounds = (c_int64 * 3)(tables[0].shape[0], blocks * block_size, state.shape[0])
     bad = library().conv_rope_cache(*_pointers(packed, taps, *tables, k_cache, v_cache, state, q), bounds, *sizes)
     if bad >= 0:
@@ -96,17 +96,9 @@ def paged_attention(
     y, counts = torch.empty_like(q), (c_int64 * len(lengths))(*lengths)
     sizes = (len(lengths), block_table.stride(0), q.shape[1], kv_heads, head_dim, block_size, *k_cache.stride()[:2])
     before = _pointers(q, k_cache, v_cache, block_table)
-    library().paged_attention(*before, counts, *_pointers(y), *_longs(*sizes), c_float(scale), _threads())
+    library().paged_attention(*before, counts, *_pointers(y), *sizes, scale, torch.get_num_threads())
     return y
 
 
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [c_void_p(tensor.data_ptr()) for tensor in tensors]
-
-
-def _longs(*numbers: int) -> list[ctypes.c_long]:
-    return [c_long(number) for number in numbers]
-
-
-def _threads() -> ctypes.c_int:
-    return c_int(torch.get_num_threads())
+def _pointers(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
