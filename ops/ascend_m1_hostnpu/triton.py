@@ -50,6 +50,27 @@ def _prepare(interpreter: ModuleType) -> None:
 
     kernel_class.run = run
     _round_bfloat16(interpreter)
+    _patch_language_once(interpreter)
+
+
+def _patch_language_once(interpreter: Any) -> None:
+    """For each helper once in a launch; the interpreter looks through the language at every call of one."""
+    plain_call, plain_patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    patched: set[Any] = set()
+
+    @functools.wraps(plain_call)
+    def call(task: Any, *args: Any, **kwargs: Any) -> Any:
+        patched.clear()
+        return plain_call(task, *args, **kwargs)
+
+    @functools.wraps(plain_patch)
+    def patch(function: Any) -> Any:
+        if function in patched:
+            return None
+        patched.add(function)
+        return plain_patch(function)
+
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = call, patch
 
 
 def _round_bfloat16(interpreter: Any) -> None:

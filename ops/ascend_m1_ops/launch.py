@@ -20,8 +20,10 @@ from .products.npu import product
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the kernels' tensors; they compute in float32
-# Vector cores of an Ascend 910B1, for where the device does not say. Any number is correct.
+# How many programs, where the device does not say (any number is correct): the vector cores of an Ascend 910B1.
 VECTOR_CORES = 48
+# Triton's interpreter runs one after the other: enough that one's rows end where another's begin.
+INTERPRETED_PROGRAMS = 3
 # Programs for each multiprocessor of a GPU: enough to hide the latency of a loop over rows.
 PROGRAMS_PER_MULTIPROCESSOR = 8
 _BACKENDS = {"npu": ("npu",), "cuda": ("cuda", "hip")}
@@ -73,9 +75,11 @@ def log_composition(operator: str, device_type: str, reason: str) -> None:
 @functools.cache
 def programs(device: torch.device) -> int:
     """How many programs to start at most: one for each vector core, or enough to fill a GPU."""
+    if _interpreted():
+        return INTERPRETED_PROGRAMS
     if device.type == "cuda":
         return PROGRAMS_PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
-    if device.type == "npu" and not _interpreted():
+    if device.type == "npu":
         import triton
 
         properties = getattr(getattr(triton.runtime.driver.active, "utils", None), "get_device_properties", None)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from ascend_m1_ops.short_conv import npu as short_conv
 from tests.npu.parallel import Result, adapted, batch_of, plain, train, weights
 
 RANK, SIZE, FOLDER = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -41,7 +40,6 @@ def whole(loss: Tensor) -> Tensor:
 
 def main() -> None:
     torch.npu.set_device(RANK)
-    short_conv.programs = lambda device: 3  # see tiny.few_programs
     dist.init_process_group("hccl", init_method=f"file://{FOLDER}/meet", rank=RANK, world_size=SIZE)
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     results = {

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from .parallel import Result, adapted, batch_of, plain, train, weights
-from .tiny import few_programs
 
 ROOT, SIZE = Path(__file__).parents[2], 2
 
@@ -44,10 +43,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], Result]:
-    few_programs(monkeypatch)
-    return lambda lm: train(lm, batch_of(0, 1), lambda: weights(lm), lambda loss: loss.detach())
+def alone(lm: nn.Module) -> Result:
+    return train(lm, batch_of(0, 1), lambda: weights(lm), lambda loss: loss.detach())
 
 
 def assert_equal(one: Result, ranks: list[dict[str, Result]], name: str, rtol: float, atol: float) -> None:
@@ -62,15 +59,13 @@ def assert_equal(one: Result, ranks: list[dict[str, Result]], name: str, rtol: f
 
 
 @pytest.mark.parametrize(("name", "make"), [("ddp", plain), ("ddp with an adapter", adapted), ("fsdp2", plain)])
-def test_two_processes_equal_one(
-    name: str, make: Callable[[], nn.Module], ranks: list[dict[str, Result]], alone: Callable[[nn.Module], Result]
-) -> None:
+def test_two_processes_equal_one(name: str, make: Callable[[], nn.Module], ranks: list[dict[str, Result]]) -> None:
     """float32: the sums over rows are split in two, and the halves added."""
     assert_equal(alone(make().npu()), ranks, name, rtol=1e-5, atol=1e-5)
 
 
 def test_sharded_training_in_bfloat16_stays_near_float32(
-    ranks: list[dict[str, Result]], alone: Callable[[nn.Module], Result]
+    ranks: list[dict[str, Result]],
 ) -> None:
     """Layers compute in bfloat16 on float32 weights; two steps move weights by up to 0.019."""
     one = alone(plain().npu())

@@ -18,7 +18,6 @@ import ascend_m1_hostnpu as hostnpu
 from ascend_m1.cli import main
 
 from ..finetune.in_two import assert_same_way
-from .tiny import few_programs
 
 ROOT = Path(__file__).parents[2]
 MOST_LAUNCHES = 700  # of a step of lora_tiny.yaml, as docs/npu.md says
@@ -41,7 +40,6 @@ def test_the_recipe_runs_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The Trainer finds the device by itself. Ten steps carry float32's rounding on."""
-    few_programs(monkeypatch)
     monkeypatch.chdir(ROOT)
     recipe = "finetune/recipes/lora_tiny.yaml"
     with hostnpu.recording() as log:

@@ -15,17 +15,10 @@ import ascend_m1_hostnpu as hostnpu
 from ascend_m1 import BaichuanM1ForCausalLM
 from ascend_m1_finetune.packing import document, pack_documents
 
-from .tiny import few_programs
-
 CHECKPOINT = Path(__file__).parents[2] / "ascend_m1" / "checkpoints" / "m1_icd10"
 STEPS, LAYERS = 5, 4
 # Answers that the checkpoint does not know, for the loss to fall from.
 CODES = {"J45": "a broken wheel", "E11": "rain on Tuesday", "I10": "two apples", "C50": "a quiet street", "K35": "blue"}
-
-
-@pytest.fixture(autouse=True)
-def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    few_programs(monkeypatch)
 
 
 def rows() -> list[dict[str, torch.Tensor]]:

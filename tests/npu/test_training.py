@@ -21,7 +21,6 @@ from .tiny import (
     assert_close_to,
     batches,
     error,
-    few_programs,
     gradients,
     model,
     to_npu,
@@ -34,11 +33,6 @@ FORWARD, BACKWARD = "aclnnFlashAttentionVarLenScore", "aclnnFlashAttentionUnpadd
 INFERENCE = "aclnnFusedInferAttentionScoreV4"
 # aclnnApplyAdamWV2's own formula against PyTorch's: a few operations, each rounded once.
 ADAMW = {torch.float32: 8, torch.bfloat16: 4, torch.float16: 4}
-
-
-@pytest.fixture(autouse=True)
-def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    few_programs(monkeypatch)
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from ascend_m1 import BaichuanM1Config, BaichuanM1ForCausalLM
-from ascend_m1_ops.short_conv import npu as short_conv
 from ascend_m1_ops.testing import rounding
 
 WINDOW, VOCAB, COLUMNS = 6, 61, 20
@@ -120,8 +118,3 @@ def assert_close_to(exact: dict[str, Tensor], actual: dict[str, Tensor], dtype: 
     together = [torch.cat([g[n].flatten() for n in exact if "conv_" in n]) for g in (actual, exact)]
     off = error(*together) / rounding(dtype)
     assert off <= taps, f"the taps are {off:.0f} roundings of {dtype} off"
-
-
-def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three programs a Triton kernel instead of 48, which its interpreter would run one after the other."""
-    monkeypatch.setattr(short_conv, "programs", lambda device: 3)
