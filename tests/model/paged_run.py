@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -33,29 +35,48 @@ class Server:
         self.model = InferenceModel(model, MAX_LENGTH)
         self.cache = PagedCache(model.config, sequences + 1, (sequences + 1) * per_row, weight.dtype, weight.device)
         self.device = weight.device
-        # Room for one sequence more than there is work for: most batches are filled up.
-        self.decoder = BucketedDecoder(self.model, self.cache, sequences + 1, MAX_LENGTH, graph)
+        self.decoder = self._decoder(graph)
         blocks = torch.randperm((sequences + 1) * per_row).view(-1, per_row).tolist()
         self.rows = torch.randperm(sequences + 1)[:sequences].tolist()
         self.blocks = [blocks[row] for row in self.rows]
 
-    @torch.no_grad()
+    def _decoder(self, graph: str | None) -> BucketedDecoder:
+        """With room for one sequence more than there is work for: most batches are filled up."""
+        return BucketedDecoder(self.model, self.cache, self.cache.rows, MAX_LENGTH, graph)
+
+    @contextmanager
+    def through(self, graph: str) -> Iterator[None]:
+        """Decode through another graph for a while."""
+        before, self.decoder = self.decoder, self._decoder(graph)
+        try:
+            yield
+        finally:
+            self.decoder = before
+
     def run(self, prompts: list[list[int]], steps: int, chunk: int = MAX_LENGTH, apart: int = 0) -> Run:
         """``steps`` tokens after each prompt; a sequence begins ``apart`` steps after the one before, and ends so."""
-        result = Run()
-        held = [0] * len(prompts)
-        result.logits = [torch.empty(0)] * len(prompts)
-        while waiting := [i for i, prompt in enumerate(prompts) if held[i] < len(prompt)]:
-            pieces = [self._chunk(i, held[i], prompts[i][held[i] : held[i] + chunk]) for i in waiting]
-            logits = self.model(prefill_step(pieces, self.cache, self.device), self.cache).cpu()
-            for i, piece, row in zip(waiting, pieces, logits, strict=True):
-                held[i], result.logits[i] = piece.length, row
-        result.tokens = [[int(row.argmax())] for row in result.logits]
-        begins = [i * apart for i in range(len(prompts))]
-        for now in range(steps - 1 + begins[-1]):
-            self.step(result.tokens, held, [i for i, begin in enumerate(begins) if begin <= now < begin + steps - 1])
+        result = self.prefill(prompts, chunk)
+        self.decode(result.tokens, [len(prompt) for prompt in prompts], steps, apart)
         return result
 
+    @torch.no_grad()
+    def prefill(self, prompts: list[list[int]], chunk: int = MAX_LENGTH) -> Run:
+        """All prompts, ``chunk`` tokens of each at a time, and the first token after each."""
+        held, logits = [0] * len(prompts), [torch.empty(0)] * len(prompts)
+        while waiting := [i for i, prompt in enumerate(prompts) if held[i] < len(prompt)]:
+            pieces = [self._chunk(i, held[i], prompts[i][held[i] : held[i] + chunk]) for i in waiting]
+            last = self.model(prefill_step(pieces, self.cache, self.device), self.cache).cpu()
+            for i, piece, row in zip(waiting, pieces, last, strict=True):
+                held[i], logits[i] = piece.length, row
+        return Run(logits, [[int(row.argmax())] for row in logits])
+
+    def decode(self, tokens: list[list[int]], held: list[int], steps: int, apart: int = 0) -> None:
+        """Append to each sequence's one token until there are ``steps``; ``held`` tokens are in the cache."""
+        begins = [i * apart for i in range(len(tokens))]
+        for now in range(steps - 1 + begins[-1]):
+            self.step(tokens, held, [i for i, begin in enumerate(begins) if begin <= now < begin + steps - 1])
+
+    @torch.no_grad()
     def step(self, tokens: list[list[int]], held: list[int], which: list[int] | None = None) -> None:
         """One decode step of all sequences, or of some; appends to ``tokens``."""
         which = list(range(len(tokens))) if which is None else which

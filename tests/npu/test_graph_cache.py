@@ -22,13 +22,13 @@ from tests.npu.golden import load, load_prompts
 
 graph, folder, sizes = sys.argv[1], sys.argv[2], [int(size) for size in sys.argv[3:]]
 torch.manual_seed(0)
-prompts = [ids.tolist() for ids, _, _ in load_prompts("hybrid")]
+short = [(ids.tolist(), greedy.tolist()[:6]) for ids, _, greedy in load_prompts("hybrid") if len(ids) < 10]
+prompts, greedy = map(list, zip(*short))
 server = Server(load("hybrid", torch.float32, "npu"), len(prompts), graph)
-greedy = [greedy.tolist() for _, _, greedy in load_prompts("hybrid")]
 right = True
 for size in sizes:
     server.decoder = Decoder(server.model, server.cache, size, 512, graph, cache_dir=folder)
-    right &= server.run(prompts, 24).tokens == greedy
+    right &= server.run(prompts, 6).tokens == greedy
 print(json.dumps({"right": right, "traced": counters["stats"]["unique_graphs"]}))
 """
 

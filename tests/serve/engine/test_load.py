@@ -47,7 +47,7 @@ def requests(vocab_size: int) -> list[Asked]:
             ids = shared + ids
         sampled = {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": index} if index % 3 else {}
         penalties = {"repetition_penalty": 1.1, "presence_penalty": 0.5} if index % 5 == 0 else {}
-        length = choose.randint(1, 40)
+        length = choose.randint(1, 24)
         sampling = Sampling(max_tokens=length, ignore_eos=True, **sampled, **penalties)  # type: ignore[arg-type]
         adapter = (None, "a", None, "b")[choose.randrange(4)]
         found.append(Asked(ids, sampling, adapter, choose.randint(1, length) if index % 10 == 9 else None))
