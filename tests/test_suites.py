@@ -55,3 +55,10 @@ def test_a_path_takes_the_folders_place_and_leaves_the_options(
 
 def test_without_a_path_the_folder(copy: Path) -> None:
     assert asked(copy, ".venvs/mindspore", "mindspore", "-x")[-2:] == ["tests/mindspore", "-x"]
+
+
+def test_what_python_compiles_is_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip compiles nothing here: without this every process would compile torch and transformers again."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(f"{__name__}.SAY", f'{SAY}printf %s "${{PYTHONDONTWRITEBYTECODE-kept}}"\n')
+    assert asked(copy, ".venvs/npu", "npu")[-1].endswith("kept")
