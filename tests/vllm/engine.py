@@ -67,6 +67,7 @@ def environment(workers: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(workers > 1)),
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else all engines share the first core
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "OMP_NUM_THREADS": "1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing import set_forkserver_preload
 from typing import Any
 
 
@@ -10,6 +11,14 @@ def fork_workers() -> None:
     from vllm import envs
 
     envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
+
+
+def fork_engines() -> None:
+    """Engines that need none either: forks of one process that has imported ``preloaded``, as their workers are."""
+    from vllm import envs
+
+    set_forkserver_preload(["tests.vllm.preloaded"])
+    envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "forkserver"
 
 
 def schedule_asynchronously() -> None:

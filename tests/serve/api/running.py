@@ -22,10 +22,19 @@ from ascend_m1_serve.api.mindie_common import MindieSettings
 from ascend_m1_serve.engines import Prepared, Wanted, built_in, vllm
 from ascend_m1_serve.front import Front
 
+from ...vllm.limits import fork_engines
+
 ENGINE = os.environ.get("ASCEND_M1_TEST_ENGINE", "built-in")
+VLLM_SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else all engines share the first core
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
 if ENGINE == "vllm":
-    for name, value in {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}.items():
+    for name, value in VLLM_SETTINGS.items():
         os.environ.setdefault(name, value)
+    fork_engines()
 
 
 @dataclass
