@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ MAX_LENGTH = 512
 class Run:
     """What came out: logits [vocab] after each prompt, and the tokens after it."""
 
-    logits: list[Tensor] = field(default_factory=list)
-    tokens: list[list[int]] = field(default_factory=list)
+    logits: list[Tensor]
+    tokens: list[list[int]]
 
 
 class Server:
